@@ -1,0 +1,39 @@
+"""Every error that django_scaledb raises, in one tree.
+
+The docstring of a class is its default message; a raiser says more where it knows more.
+Nothing here imports Django's database code except `NoPartitionError`'s base, so that
+``except IntegrityError`` in an application catches it.
+"""
+
+from django.db.utils import IntegrityError
+
+
+class ScaleDBError(Exception):
+    """django_scaledb could not do what was asked."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class ConfigurationError(ScaleDBError):
+    """The PartitioningMeta or the SCALEDB setting is not valid."""
+
+
+class PlanError(ScaleDBError):
+    """No plan can bring this partition set to what its PartitioningMeta says."""
+
+
+class DDLError(ScaleDBError):
+    """A schema change could not be finished; what was done before it stays valid."""
+
+
+class LockNotAvailable(DDLError):
+    """A lock was not granted before the deadline."""
+
+
+class AnotherRunInProgress(DDLError):
+    """Another django_scaledb run is changing this database's schema."""
+
+
+class NoPartitionError(ScaleDBError, IntegrityError):
+    """There is no partition for this row."""
