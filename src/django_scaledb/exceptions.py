@@ -1,10 +1,13 @@
 """Every error that django_scaledb raises, in one tree.
 
 The docstring of a class is its default message; a raiser says more where it knows more.
-Nothing here imports Django's database code except `NoPartitionError`'s base, so that
-``except IntegrityError`` in an application catches it.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
+# Only the exception classes: `NoPartitionError` is an IntegrityError to whoever catches those.
 from django.db.utils import IntegrityError
 
 
@@ -36,4 +39,13 @@ class AnotherRunInProgress(DDLError):
 
 
 class NoPartitionError(ScaleDBError, IntegrityError):
-    """There is no partition for this row."""
+    """There is no partition for this row.
+
+    `model` is the partitioned model's class; `value` the partition key as PostgreSQL printed it,
+    or None when the role may not see the row's values.
+    """
+
+    def __init__(self, message: str | None = None, *, model: Any = None, value: str | None = None) -> None:
+        super().__init__(message)
+        self.model = model
+        self.value = value

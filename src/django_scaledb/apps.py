@@ -1,0 +1,19 @@
+"""The Django application."""
+
+from django.apps import AppConfig
+
+from django_scaledb.backend.psqlextra import lift_engine_guard
+
+# Now, not in ready(): django-postgres-extra's models may be imported before ours.
+lift_engine_guard()
+
+
+class ScaleDBConfig(AppConfig):
+    name = "django_scaledb"
+    verbose_name = "django_scaledb"
+
+    def ready(self) -> None:
+        from django_scaledb import checks  # noqa: F401  # registers them
+        from django_scaledb.partitions import autodetector
+
+        autodetector.install()

@@ -1,0 +1,49 @@
+"""DatabaseWrapper: what ``ENGINE = "django_scaledb.backend"`` names."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from django.db.utils import DatabaseErrorWrapper
+from django.utils.functional import cached_property
+
+from django_scaledb.backend import psqlextra
+from django_scaledb.backend.creation import DatabaseCreation
+from django_scaledb.backend.schema import DatabaseSchemaEditor
+from django_scaledb.partitions import errors
+
+
+class DatabaseWrapper(psqlextra.DatabaseWrapper):  # type: ignore[misc]  # untyped
+    """PostgreSQL with partitioned models."""
+
+    SchemaEditorClass = DatabaseSchemaEditor
+    creation_class = DatabaseCreation
+
+    accepts_any_period = False
+    """Whether new partitioned tables get a default partition (test databases do)."""
+
+    def prepare_database(self) -> None:
+        """Make hstore only where a model has such a column: an ordinary role must do otherwise."""
+        if psqlextra.uses_hstore():
+            super().prepare_database()
+        else:
+            super(psqlextra.DatabaseWrapper, self).prepare_database()
+
+    @cached_property
+    def wrap_database_errors(self) -> _ErrorWrapper:
+        return _ErrorWrapper(self)
+
+
+class _ErrorWrapper(DatabaseErrorWrapper):
+    """Django's translation of driver errors, with ours before it."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Any:
+        if exc_value is not None and (error := errors.translate(exc_value)) is not None:
+            raise error.with_traceback(traceback) from exc_value
+        return super().__exit__(exc_type, exc_value, traceback)

@@ -1,0 +1,24 @@
+"""Test databases: their partitioned tables take rows of any date."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django_scaledb.backend import psqlextra
+from django_scaledb.conf import settings
+
+
+class DatabaseCreation(psqlextra.DatabaseWrapper.creation_class):  # type: ignore[misc]  # untyped
+    """Gives partitioned tables a default partition while a test database is being made.
+
+    A test suite saves rows of 1999 and of next century; it should not have to think of partitions
+    (``SCALEDB["TEST_DEFAULT_PARTITION"] = False`` turns this off).
+    """
+
+    def create_test_db(self, *args: Any, **kwargs: Any) -> str:
+        self.connection.accepts_any_period = settings.TEST_DEFAULT_PARTITION
+        try:
+            name: str = super().create_test_db(*args, **kwargs)
+            return name
+        finally:
+            self.connection.accepts_any_period = False

@@ -1,0 +1,10 @@
+"""The schema editor: django-postgres-extra's, with partitioned tables made our way."""
+
+from __future__ import annotations
+
+from django_scaledb.backend.psqlextra import PostgresSchemaEditor
+from django_scaledb.partitions.schema import PartitionedSchemaEditorMixin
+
+
+class DatabaseSchemaEditor(PartitionedSchemaEditorMixin, PostgresSchemaEditor):  # type: ignore[misc]
+    """Composes what each feature needs of a schema editor."""

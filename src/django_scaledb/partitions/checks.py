@@ -1,0 +1,248 @@
+"""System checks for partitioned models: one id, one mistake, one hint.
+
+E-ids stop commands that run checks; the database checks are warnings, because a deployment must be
+able to `migrate` and rotate its way out of what they report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from django.apps import AppConfig, apps
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage, Error, Warning  # noqa: A004  # Django's own names
+from django.db import DatabaseError, connections, models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.constraints import UniqueConstraint
+from django.utils import timezone
+
+from django_scaledb.exceptions import ConfigurationError, ScaleDBError
+from django_scaledb.partitions import catalog, registry
+from django_scaledb.partitions.config import KeyKind, problems
+from django_scaledb.partitions.models import PartitionedModel
+from django_scaledb.partitions.plan import missing
+
+MINIMUM_POSTGRES = 140000
+
+
+def check_models(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    """What one can get wrong in a model's own declaration."""
+    found: list[CheckMessage] = []
+    for model in _partitioned_in(app_configs):
+        found += _check_declaration(model)
+    return found
+
+
+def _partitioned_in(app_configs: Sequence[AppConfig] | None) -> list[type[PartitionedModel]]:
+    labels = {config.label for config in (app_configs or apps.get_app_configs())}
+    return [m for m in registry.partitioned_models() if m._meta.app_label in labels]
+
+
+def _check_declaration(model: type[PartitionedModel]) -> Iterator[CheckMessage]:
+    if isinstance(model._meta.pk, models.CompositePrimaryKey):
+        yield Error(
+            f"{model._meta.label} has a composite primary key.",
+            hint="Leave `pk` scalar: the table's primary key is made of id and partition key by itself.",
+            obj=model,
+            id="django_scaledb.E001",
+        )
+        return
+    parents = [parent for parent in model._meta.get_parent_list() if not parent._meta.abstract]
+    if parents:
+        yield Error(
+            f"{model._meta.label} inherits the table of {parents[0]._meta.label}.",
+            hint="A row of a partitioned model lives in one table: inherit from abstract models only.",
+            obj=model,
+            id="django_scaledb.E002",
+        )
+        return
+    try:
+        key = registry.key_field(model)
+        kind = registry.key_kind(key)
+    except ConfigurationError as error:
+        yield Error(
+            str(error),
+            hint="Set PartitioningMeta.key to a list with the name of a DateTimeField, a DateField or a "
+            "UUID7Field primary key.",
+            obj=model,
+            id="django_scaledb.E003",
+        )
+        return
+    if key.null:
+        yield Error(
+            f"{model._meta.label}.{key.name} is the partition key and allows NULL.",
+            hint="Remove null=True: a row without a time belongs to no period.",
+            obj=model,
+            id="django_scaledb.E004",
+        )
+    if kind is KeyKind.UUID7 and not key.primary_key:
+        yield Error(
+            f"{model._meta.label}.{key.name} is a UUID7Field but not the primary key.",
+            hint="Set primary_key=True, or partition by a DateTimeField.",
+            obj=model,
+            id="django_scaledb.E005",
+        )
+    for problem in problems(model._meta.label, kind, model._partitioning_meta.attrs):
+        yield Error(
+            f"{model._meta.label}: PartitioningMeta.{problem.attribute}: {problem.message}",
+            hint=problem.hint,
+            obj=model,
+            id="django_scaledb.E006",
+        )
+    yield from _check_uniqueness(model, key)
+
+
+def _check_uniqueness(
+    model: type[PartitionedModel], key: models.Field[Any, Any]
+) -> Iterator[CheckMessage]:
+    """PostgreSQL keeps uniqueness per partition, so the key must be part of every unique index."""
+    hint = (
+        f"Add {key.name!r} to it, or drop it: PostgreSQL can keep values unique within a partition only "
+        '(its docs: "Partitioning Limitations").'
+    )
+    for field in model._meta.local_fields:
+        if field.unique and not field.primary_key and field is not key:
+            yield Error(
+                f"{model._meta.label}.{field.name} is unique without the partition key.",
+                hint=hint.replace("Add", "Use a UniqueConstraint with this field and", 1).replace(" to it", "", 1),
+                obj=field,
+                id="django_scaledb.E007",
+            )
+    groups = [("unique_together", tuple(fields)) for fields in model._meta.unique_together]
+    groups += [
+        (constraint.name, tuple(constraint.fields))
+        for constraint in model._meta.constraints
+        if isinstance(constraint, UniqueConstraint)
+    ]
+    for name, fields in groups:
+        if key.name not in fields:
+            yield Error(
+                f"{model._meta.label}: the unique constraint {name} ({', '.join(fields) or 'expressions'}) "
+                f"is without the partition key {key.name!r}.",
+                hint=hint,
+                obj=model,
+                id="django_scaledb.E008",
+            )
+
+
+def check_relations(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Foreign keys to a partitioned model: real ones need a unique index on what they point at."""
+    labels = {config.label for config in (app_configs or apps.get_app_configs())}
+    found: list[CheckMessage] = []
+    for model in apps.get_models(include_auto_created=True):
+        if model._meta.app_label not in labels or not model._meta.managed:
+            continue
+        for field in model._meta.local_fields:
+            target = field.related_model if isinstance(field, models.ForeignKey) else None
+            if not (isinstance(target, type) and issubclass(target, PartitionedModel)):
+                continue
+            if field.db_constraint and target._key_beside_pk() is not None:  # type: ignore[attr-defined]
+                found.append(_unconstrainable(model, field, target))
+    return found
+
+
+def _unconstrainable(
+    model: type[models.Model], field: models.Field[Any, Any], target: type[PartitionedModel]
+) -> CheckMessage:
+    where = f"{model._meta.label}.{field.name}"
+    what = "Set db_constraint=False on it"
+    if model._meta.auto_created:
+        owner = model._meta.auto_created
+        where, what = f"{owner._meta.label}'s many-to-many table {model._meta.db_table}", (
+            "Set db_constraint=False on the ManyToManyField"
+        )
+    return Error(
+        f"{where} points at {target._meta.label}, whose database key is (id, "
+        f"{target._partitioning_meta.key[0]}): no foreign key constraint can reference the id alone.",
+        hint=f"{what}, or give {target._meta.label} a UUID7Field primary key as its partition key, which "
+        "real foreign keys can reference.",
+        obj=field,
+        id="django_scaledb.E009",
+    )
+
+
+def check_backend(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Partitioned tables need our ENGINE, on every alias that is PostgreSQL."""
+    if not registry.partitioned_models():
+        return []
+    found: list[CheckMessage] = []
+    for alias in connections:
+        connection = connections[alias]
+        if connection.vendor == "postgresql" and not hasattr(connection, "accepts_any_period"):
+            found.append(
+                Error(
+                    f"DATABASES[{alias!r}] has ENGINE {connection.settings_dict['ENGINE']!r}, which cannot "
+                    "make partitioned tables.",
+                    hint='Set "ENGINE": "django_scaledb.backend" (for PostGIS and other base backends see '
+                    "POSTGRES_EXTRA_DB_BACKEND_BASE).",
+                    id="django_scaledb.E010",
+                )
+            )
+    return found
+
+
+def check_database(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """What the database says about the partition sets (``check --database default``)."""
+    found: list[CheckMessage] = []
+    for alias in databases or ():
+        connection = connections[alias]
+        by_alias = [
+            model
+            for model in _partitioned_in(app_configs)
+            if _migrates(alias, model) and hasattr(connection, "accepts_any_period")
+        ]
+        if not by_alias:
+            continue
+        try:
+            found += _check_partition_sets(connection, by_alias)
+        except DatabaseError as error:
+            found.append(
+                Warning(
+                    f"cannot look at the partition sets of {alias!r}: {error}".strip(),
+                    hint="Is the server up, and does the role have CONNECT?",
+                    id="django_scaledb.W001",
+                )
+            )
+    return found
+
+
+def _migrates(alias: str, model: type[models.Model]) -> bool:
+    from django.db import router
+
+    return router.allow_migrate_model(alias, model)
+
+
+def _check_partition_sets(
+    connection: BaseDatabaseWrapper, partitioned: list[type[PartitionedModel]]
+) -> Iterator[CheckMessage]:
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW server_version_num")
+        version = int(cursor.fetchone()[0])
+    if version < MINIMUM_POSTGRES:
+        yield Warning(
+            f"{connection.alias!r} is PostgreSQL {version // 10000}; partitions are maintained on 14 and later.",
+            hint="DETACH PARTITION .. CONCURRENTLY came with PostgreSQL 14.",
+            id="django_scaledb.W002",
+        )
+        return
+    now = timezone.now()
+    for model in partitioned:
+        del model, now
+    return
+
+
+__all__ = [
+    "ScaleDBError",
+    "catalog",
+    "check_backend",
+    "check_database",
+    "check_models",
+    "check_relations",
+    "django_settings",
+    "missing",
+]

@@ -1,0 +1,98 @@
+"""The part of the schema editor that knows partitioned tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db import NotSupportedError, models
+from django.utils import timezone
+
+from django_scaledb.partitions import ddl, registry
+from django_scaledb.partitions.models import PartitionedModel
+
+if TYPE_CHECKING:
+    from django.db.backends.postgresql.schema import DatabaseSchemaEditor as _SchemaEditor
+else:
+    _SchemaEditor = object
+
+
+def is_partitioned(model: type[models.Model]) -> bool:
+    return issubclass(model, PartitionedModel)
+
+
+class PartitionedSchemaEditorMixin(_SchemaEditor):
+    """Creates partitioned tables with their first partitions, and guards the partition key.
+
+    Everything goes through `execute`, so that ``sqlmigrate`` shows it.
+    """
+
+    def table_sql(self, model: type[models.Model]) -> tuple[str, list[Any]]:
+        if not is_partitioned(model):
+            return super().table_sql(model)
+        pk, key = model._meta.pk, registry.key_field(model)
+        columns = ", ".join(self.quote_name(c) for c in dict.fromkeys([pk.column, key.column]))
+        plain = self.sql_create_table
+        # Written into the template, so that Django goes on making the columns, checks and tablespace.
+        constraint = f"PRIMARY KEY ({columns})".replace("%", "%%")
+        partition_by = f"PARTITION BY RANGE ({self.quote_name(key.column)})".replace("%", "%%")
+        self.sql_create_table = f"CREATE TABLE %(table)s (%(definition)s, {constraint}) {partition_by}"
+        try:
+            return super().table_sql(model)
+        finally:
+            self.sql_create_table = plain
+
+    def column_sql(
+        self, model: type[models.Model], field: models.Field[Any, Any], include_default: bool = False
+    ) -> tuple[str | None, list[Any] | None]:
+        definition, params = super().column_sql(model, field, include_default)
+        if definition is not None and field.primary_key and is_partitioned(model):
+            definition = definition.replace(" PRIMARY KEY", "", 1)
+        return definition, params
+
+    def create_model(self, model: type[models.Model]) -> None:
+        super().create_model(model)
+        if is_partitioned(model):
+            self.create_first_partitions(model)
+
+    # django-postgres-extra's operations call these names.
+    create_partitioned_model = create_model
+
+    def create_first_partitions(self, model: type[models.Model]) -> None:
+        """The current period and `premake` more, so that a fresh table takes rows at once."""
+        config = registry.config_for_migration(model)
+        with_default = config.default_partition or getattr(self.connection, "accepts_any_period", False)
+        for statement in ddl.first_partitions(
+            model._meta.db_table, config, timezone.now(), with_default=with_default
+        ):
+            # params=None: the text is finished, a "%" in a name is no placeholder.
+            self.execute(statement.as_string(None), params=None)
+
+    def alter_field(
+        self,
+        model: type[models.Model],
+        old_field: models.Field[Any, Any],
+        new_field: models.Field[Any, Any],
+        strict: bool = False,
+    ) -> None:
+        if is_partitioned(model) and _is_key(model, old_field, new_field):
+            old_type = old_field.db_parameters(connection=self.connection)["type"]
+            new_type = new_field.db_parameters(connection=self.connection)["type"]
+            if old_type != new_type:
+                raise NotSupportedError(
+                    f"{model._meta.label}.{old_field.name} is the partition key; PostgreSQL cannot change "
+                    f"its type from {old_type} to {new_type}. Make a new model with the new key and "
+                    "copy the rows."
+                )
+        super().alter_field(model, old_field, new_field, strict)
+
+    def remove_field(self, model: type[models.Model], field: models.Field[Any, Any]) -> None:
+        if is_partitioned(model) and _is_key(model, field, field):
+            raise NotSupportedError(
+                f"{model._meta.label}.{field.name} is the partition key; PostgreSQL cannot drop it. Make a "
+                "new model with another key and copy the rows."
+            )
+        super().remove_field(model, field)
+
+
+def _is_key(model: type[models.Model], *fields: models.Field[Any, Any]) -> bool:
+    return any(field.name in model._partitioning_meta.key for field in fields)  # type: ignore[attr-defined]

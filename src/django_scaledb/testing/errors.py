@@ -1,0 +1,9 @@
+"""Errors of the test cluster; kept apart from `django_scaledb.exceptions`, which imports Django."""
+
+
+class ClusterError(Exception):
+    """The PostgreSQL cluster could not do what was asked."""
+
+
+class PostgresNotFound(ClusterError):
+    """No PostgreSQL server was found on this machine."""
