@@ -71,13 +71,13 @@ class Backend(Protocol):
 class Cluster:
     """A primary with ``standbys`` streaming standbys.
 
-    ``settings`` are server settings for all nodes, on top of `FAST_SETTINGS`. ``database`` belongs to ``user``,
-    an ordinary role that may create databases; it is what nodes connect as by default. ``postgres`` stands in for
-    the variable ``SCALEDB_POSTGRES``. With ``tcp`` the servers listen on free ports of 127.0.0.1, else on
-    sockets that only this user can reach.
+    ``settings`` are server settings for all nodes, on top of `FAST_SETTINGS`. ``database`` belongs to
+    ``user``, an ordinary role that may create databases; it is what nodes connect as by default.
+    ``postgres`` stands in for the variable ``SCALEDB_POSTGRES``. With ``tcp`` the servers listen on free
+    ports of 127.0.0.1, else on sockets that only this user can reach.
 
-    The servers and their files are gone when the cluster is stopped, when the interpreter ends, and soon after
-    the process was killed. A forked child may connect; its end does not touch the cluster.
+    The servers and their files are gone when the cluster is stopped, when the interpreter ends, and soon
+    after the process was killed. A forked child may connect; its end does not touch the cluster.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Cluster:
     # -- life
 
     def start(self) -> Self:
-        """Start all nodes; returns when the standbys have the database. Cleans up after itself if it fails."""
+        """Start all nodes; returns when the standbys have the database. Leaves nothing if it fails."""
         if self._backend is not None:
             raise ClusterError("the cluster is running already")
         postgres = self._postgres
@@ -197,8 +197,8 @@ class Cluster:
         """
         databases = {"default": self.primary.django_settings(engine, **extra)}
         for number, standby in enumerate(self.standbys, 1):
-            test = {"TEST": {"MIRROR": "default"}} if mirror else {}
-            databases[f"replica{number}"] = standby.django_settings(engine, **test, **extra)
+            entry = standby.django_settings(engine, **extra)
+            databases[f"replica{number}"] = {**entry, "TEST": {"MIRROR": "default"}} if mirror else entry
         return databases
 
     # -- content
@@ -220,33 +220,27 @@ class Cluster:
 
         Standbys that are down, frozen, paused or promoted are left out.
         """
-        # The end of a record of our own, flushed by its commit: all that came before it is below. The positions that
-        # the server reports may lie within a record, or behind a page header, where no replay ever stops.
+        # The end of a record of our own, flushed by its commit: all that came before is below. The positions
+        # that the server reports may lie within a record, or behind a page header: no replay stops there.
         target = str(
             self.primary.execute(
-                "SET synchronous_commit = local; SELECT pg_logical_emit_message(true, 'django_scaledb', 'catch up')"
+                "SELECT pg_logical_emit_message(true, 'django_scaledb', 'catch up')",
+                options="-c synchronous_commit=local",
             )[0][0]
         )
-        deadline = time.monotonic() + timeout
-        query = sql.SQL(
-            "SELECT pg_last_wal_replay_lsn() >= {}::pg_lsn FROM (SELECT) q WHERE pg_is_in_recovery()"
+        done = sql.SQL(
+            "SELECT CASE WHEN NOT pg_is_in_recovery() THEN true WHEN pg_is_wal_replay_paused() THEN true "
+            "ELSE pg_last_wal_replay_lsn() >= {}::pg_lsn END"
         ).format(sql.Literal(target))
+        deadline = time.monotonic() + timeout
         for standby in self.standbys:
-            while standby.is_running and not standby.is_frozen and not _holds(standby, query):
+            while standby.is_running and not standby.is_frozen and not standby.execute(done)[0][0]:
                 if time.monotonic() > deadline:
                     raise ClusterError(
-                        f"{standby.name} has replayed {standby.replay_lsn()}, not yet {target} of the primary, "
-                        f"after {timeout:g} s"
+                        f"after {timeout:g} s {standby.name} has replayed {standby.replay_lsn()}, "
+                        f"not yet {target} of the primary"
                     )
                 time.sleep(0.01)
-
-
-def _holds(standby: Node, query: sql.Composed) -> bool:
-    """Whether this standby has caught up or never will."""
-    if standby.is_replay_paused:
-        return True
-    rows = standby.execute(query)
-    return not rows or bool(rows[0][0])
 
 
 # -- the end of the process
@@ -281,7 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tcp", action="store_true", help="listen on free ports of 127.0.0.1, too")
     parser.add_argument("--database", default="app", metavar="NAME", help="database to create (default: app)")
     parser.add_argument("--user", default="app", metavar="NAME", help="its owner (default: app)")
-    parser.add_argument("--postgres", metavar="WHAT", help="embedded, system, container or a directory of programs")
+    parser.add_argument(
+        "--postgres", metavar="WHAT", help="embedded, system, container or a directory of programs"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a server setting, for all nodes"
     )
@@ -309,7 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         begun = time.monotonic()
         with cluster:
-            out.write(f"{cluster.postgres}, {len(cluster.nodes)} nodes in {time.monotonic() - begun:.1f} s\n\n")
+            out.write(
+                f"{cluster.postgres}, {len(cluster.nodes)} nodes in {time.monotonic() - begun:.1f} s\n\n"
+            )
             for node in cluster.nodes:
                 out.write(f"{node.name}\n    {node.dsn}\n    superuser: {node.superuser_dsn}\n")
             out.write(f"\nDATABASES = {pprint.pformat(cluster.django_databases(), sort_dicts=False)}\n")

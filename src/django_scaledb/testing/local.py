@@ -189,7 +189,9 @@ class LocalNode(Node):
 class LocalBackend:
     """The directory of a cluster, and the nodes in it."""
 
-    def __init__(self, postgres: Installation, access: Access, *, settings: Mapping[str, object], tcp: bool) -> None:
+    def __init__(
+        self, postgres: Installation, access: Access, *, settings: Mapping[str, object], tcp: bool
+    ) -> None:
         self.postgres = postgres
         self.access = access
         self.tcp = tcp
@@ -213,7 +215,9 @@ class LocalBackend:
 
     def require_owner(self) -> None:
         if not self.is_owner:
-            raise ClusterError(f"this cluster belongs to process {self._owner}; a forked child can only connect")
+            raise ClusterError(
+                f"this cluster belongs to process {self._owner}; a forked child can only connect"
+            )
 
     def program(self, name: str) -> str:
         return self.postgres.program(name)

@@ -94,19 +94,26 @@ class Node(ABC):
         connect_timeout: int = CONNECT_TIMEOUT,
         **options: Any,
     ) -> psycopg.Connection[TupleRow]:
-        """A psycopg connection; `psycopg.OperationalError` when there is none within the timeout (a frozen node)."""
+        """A psycopg connection; `psycopg.OperationalError` if there is none in time (a frozen node)."""
         return psycopg.connect(
             self.conninfo(superuser=superuser, dbname=dbname, connect_timeout=connect_timeout, **options),
             autocommit=autocommit,
         )
 
-    def execute(self, statement: LiteralString | sql.Composable, *, dbname: str = "postgres") -> list[TupleRow]:
+    def execute(
+        self,
+        statement: LiteralString | sql.SQL | sql.Composed,
+        *,
+        dbname: str = "postgres",
+        options: str = "",
+    ) -> list[TupleRow]:
         """Run one statement as superuser, in autocommit; the rows it returned."""
         if not self.is_running:
             raise ClusterError(f"{self.name} is not running; restart() it first")
         if self.is_frozen:
             raise ClusterError(f"{self.name} is frozen and does not answer; thaw() it first")
-        with self.connect(superuser=True, dbname=dbname, options="-c statement_timeout=60s") as connection:
+        options = f"-c statement_timeout=60s {options}"
+        with self.connect(superuser=True, dbname=dbname, options=options) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
@@ -136,10 +143,11 @@ class Node(ABC):
 
     @property
     def is_replay_paused(self) -> bool:
-        return bool(self.execute(
-            "SELECT pg_is_in_recovery() AND pg_is_wal_replay_paused()"
-            if self.in_recovery else "SELECT false"
-        )[0][0])  # fmt: skip
+        return bool(
+            self.execute(
+                "SELECT CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END"
+            )[0][0]
+        )
 
     def replay_lsn(self) -> str:
         """The position a standby has replayed, or a primary has flushed, as ``pg_lsn`` text."""
@@ -164,7 +172,9 @@ class Node(ABC):
         expected = round(seconds * 1000)
 
         def reloaded() -> bool:
-            rows = self.execute("SELECT setting::int FROM pg_settings WHERE name = 'recovery_min_apply_delay'")
+            rows = self.execute(
+                "SELECT setting::int FROM pg_settings WHERE name = 'recovery_min_apply_delay'"
+            )
             return bool(rows[0][0] == expected)
 
         self._wait(reloaded, timeout, "did not take up recovery_min_apply_delay")
@@ -183,7 +193,9 @@ class Node(ABC):
 
     def promote(self, *, timeout: float = 30) -> None:
         """Make this standby a primary of its own, on a new timeline. Other standbys stay where they are."""
-        if not self.execute(sql.SQL("SELECT pg_promote(true, {})").format(sql.Literal(max(1, round(timeout)))))[0][0]:
+        if not self.execute(
+            sql.SQL("SELECT pg_promote(true, {})").format(sql.Literal(max(1, round(timeout))))
+        )[0][0]:
             raise ClusterError(f"{self.name} was not promoted within {timeout:g} s")
         self._wait(lambda: not self.in_recovery, timeout, "is still in recovery")
 

@@ -90,7 +90,7 @@ def server_account() -> Account | None:
 
 
 def run_as(account: Account | None) -> dict[str, object]:
-    """The arguments of `subprocess.Popen` that run a program as ``account``, from a directory it can enter."""
+    """The arguments of `subprocess.Popen` that run a program as ``account``, where it can be."""
     arguments: dict[str, object] = {"cwd": "/", "stdin": subprocess.DEVNULL}
     if account is not None:
         arguments.update(user=account.uid, group=account.gid, extra_groups=[])
@@ -109,7 +109,9 @@ def find_postgres(choice: str | None = None) -> Installation | ContainerImage:
 @cache
 def _find(choice: str) -> Installation | ContainerImage:
     tried: list[str] = []
-    kinds = (choice,) if choice in ("embedded", "system", "container") else ("embedded", "system", "container")
+    kinds: tuple[str, ...] = ("embedded", "system", "container")
+    if choice in kinds:
+        kinds = (choice,)
     if choice and choice not in kinds:
         found = _usable(Path(choice).expanduser(), "directory", tried)
         if found is not None:
@@ -177,16 +179,15 @@ def _embedded(tried: list[str]) -> Installation | None:
 
 def _can_execute(program: Path, account: Account) -> bool:
     try:
-        return subprocess.run(
-            [program, "--version"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-            timeout=30,
-            **run_as(account),  # type: ignore[call-overload]
-        ).returncode == 0  # fmt: skip
+        return _version(program, account).returncode == 0
     except OSError:
         return False
+
+
+def _version(program: Path, account: Account | None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # type: ignore[call-overload,no-any-return]
+        [program, "--version"], capture_output=True, text=True, check=False, timeout=30, **run_as(account)
+    )
 
 
 def _readable_copy(package: Path, account: Account) -> Path:
@@ -233,7 +234,7 @@ def _copy(package: Path, target: Path) -> None:
         if libraries.is_dir():
             shutil.copytree(libraries, temporary / libraries.name, symlinks=True)
         for root, _, files in os.walk(temporary):
-            os.chmod(root, 0o755)
+            Path(root).chmod(0o755)
             for file in files:
                 path = Path(root, file)
                 if not path.is_symlink():
@@ -293,20 +294,15 @@ def _usable(bindir: Path, source: str, tried: list[str]) -> Installation | None:
         tried.append(f"  {source}: {bindir} has no {', '.join(missing)}")
         return None
     try:
-        answer = subprocess.run(
-            [bindir / "postgres", "--version"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
-            **run_as(server_account()),  # type: ignore[call-overload]
-        )
+        answer = _version(bindir / "postgres", server_account())
     except OSError as error:
         tried.append(f"  {source}: {bindir}/postgres cannot be run by the server's user: {error}")
         return None
     match = re.search(r"(\d+)(?:\.(\d+)|\D)", answer.stdout)
     if answer.returncode != 0 or match is None:
-        tried.append(f"  {source}: {bindir}/postgres --version failed: {(answer.stderr or answer.stdout).strip()}")
+        tried.append(
+            f"  {source}: {bindir}/postgres --version failed: {(answer.stderr or answer.stdout).strip()}"
+        )
         return None
     version = (int(match[1]), int(match[2] or 0))
     if version[0] < OLDEST:

@@ -1,0 +1,75 @@
+"""Fixtures that start real PostgreSQL clusters; loaded by pytest wherever django_scaledb is installed.
+
+``scaledb_cluster``          one primary and one standby, for the whole session
+``scaledb_fresh_cluster``    one of its own for this test, which may destroy it; the marker
+                             ``@pytest.mark.scaledb_cluster(standbys=2, settings={...})`` says more
+``scaledb_cluster_factory``  ``factory(standbys=2, ...)`` starts one more, for the whole session
+
+Nothing is imported or started until a test asks for a fixture. Where no PostgreSQL is found these tests are
+skipped, unless ``SCALEDB_POSTGRES`` asks for a certain one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "scaledb_cluster(standbys=1, **options): what scaledb_fresh_cluster starts; options of Cluster",
+    )
+
+
+def pytest_report_header() -> str:
+    from .postgres import describe
+
+    return f"django_scaledb: {describe()}"
+
+
+def _start(*arguments: Any, **options: Any) -> Cluster:
+    from .cluster import Cluster
+    from .errors import PostgresNotFound
+
+    try:
+        return Cluster(*arguments, **options).start()
+    except PostgresNotFound as error:
+        if os.environ.get("SCALEDB_POSTGRES", "container") != "container":
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def scaledb_cluster_factory() -> Iterator[Callable[..., Cluster]]:
+    """Starts a `Cluster` with the given arguments; it is stopped at the end of the session."""
+    started: list[Cluster] = []
+
+    def factory(standbys: int = 1, **options: Any) -> Cluster:
+        started.append(_start(standbys, **options))
+        return started[-1]
+
+    yield factory
+    for cluster in started:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def scaledb_cluster(scaledb_cluster_factory: Callable[..., Cluster]) -> Cluster:
+    """A primary and one standby for the whole session: leave it as you found it."""
+    return scaledb_cluster_factory(1)
+
+
+@pytest.fixture
+def scaledb_fresh_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A cluster for this test alone: kill, freeze and promote as you like."""
+    marker = request.node.get_closest_marker("scaledb_cluster")
+    arguments, options = (marker.args, marker.kwargs) if marker else ((), {})
+    with _start(*arguments, **options) as cluster:
+        yield cluster
