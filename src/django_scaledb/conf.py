@@ -1,0 +1,122 @@
+"""The ``SCALEDB`` setting: every key is optional, read when it is needed, so that `override_settings` works.
+
+::
+
+    SCALEDB = {
+        "LOCK_TIMEOUT": 1000,            # milliseconds that a schema change waits for one lock
+        "DDL_DEADLINE": 30,              # seconds after which a run gives up waiting
+        "TEST_DEFAULT_PARTITION": True,  # test databases take rows of any date
+        "PRIMARY": "default",            # the alias that takes writes
+        "REPLICAS": ["replica1"],        # the aliases that may answer reads
+        "MAX_LAG": 10,                   # seconds behind which a replica is left alone
+    }
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from django.conf import settings as django_settings
+
+from django_scaledb.exceptions import ConfigurationError
+
+SETTING = "SCALEDB"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with the setting: which key (empty for the whole), what, what to do."""
+
+    key: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class _Key:
+    default: object
+    accepts: Callable[[object], bool]
+    expected: str
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_alias(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+_KEYS: Mapping[str, _Key] = {
+    "LOCK_TIMEOUT": _Key(
+        1000,
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 60_000,
+        "a whole number of milliseconds from 1 to 60000",
+    ),
+    "DDL_DEADLINE": _Key(
+        30, lambda v: _is_number(v) and 0 < v <= 3600, "a number of seconds above 0, at most 3600"  # type: ignore[operator]
+    ),
+    "TEST_DEFAULT_PARTITION": _Key(True, lambda v: isinstance(v, bool), "True or False"),
+    "PRIMARY": _Key("default", _is_alias, "an alias of DATABASES"),
+    "REPLICAS": _Key(
+        (),
+        lambda v: isinstance(v, list | tuple) and all(map(_is_alias, v)),
+        "a list of aliases of DATABASES",
+    ),
+    "MAX_LAG": _Key(10, lambda v: _is_number(v) and v > 0, "a number of seconds above 0"),  # type: ignore[operator]
+}
+
+
+def problems() -> list[Problem]:
+    """Everything that is wrong with ``settings.SCALEDB``; the system checks report it."""
+    value = getattr(django_settings, SETTING, {})
+    if not isinstance(value, Mapping):
+        return [
+            Problem("", f"settings.{SETTING} is a {type(value).__name__}, not a dictionary", "Write {...}.")
+        ]
+    found = []
+    for key, entry in value.items():
+        if key not in _KEYS:
+            found.append(_unknown(key))
+        elif not _KEYS[key].accepts(entry):
+            found.append(Problem(key, f"{entry!r} is not valid", f"It must be {_KEYS[key].expected}."))
+    return found
+
+
+def _unknown(key: object) -> Problem:
+    close = get_close_matches(str(key).upper(), _KEYS, n=1)
+    hint = f"Did you mean {close[0]!r}?" if close else f"The keys are {', '.join(sorted(_KEYS))}."
+    return Problem(str(key), f"{key!r} is not a key of settings.{SETTING}", hint)
+
+
+class Settings:
+    """Reads ``settings.SCALEDB`` at each access: ``settings.LOCK_TIMEOUT``.
+
+    Raises `ConfigurationError` for a value that `problems()` reports, so that a wrong one is never
+    used; keys that nobody asks for harm nobody.
+    """
+
+    LOCK_TIMEOUT: int
+    DDL_DEADLINE: float
+    TEST_DEFAULT_PARTITION: bool
+    PRIMARY: str
+    REPLICAS: list[str]
+    MAX_LAG: float
+
+    def __getattr__(self, name: str) -> Any:
+        key = _KEYS.get(name)
+        if key is None:
+            raise AttributeError(f"settings.{SETTING} has no key {name!r}")
+        value = getattr(django_settings, SETTING, {})
+        if not isinstance(value, Mapping):
+            raise ConfigurationError(f"settings.{SETTING} must be a dictionary")
+        entry = value.get(name, key.default)
+        if not key.accepts(entry):
+            raise ConfigurationError(f"settings.{SETTING}[{name!r}] must be {key.expected}, not {entry!r}")
+        return list(entry) if name == "REPLICAS" else entry
+
+
+settings = Settings()
