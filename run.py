@@ -199,6 +199,16 @@ def python_version(python: str) -> str:
     raise SetupError(f"{python} does not run")
 
 
+def find_python(minor: str) -> str | None:
+    """A Python of this version: on the PATH, or made by pyenv and not chosen."""
+    candidates = [shutil.which(f"python{minor}")]
+    with contextlib.suppress(RuntimeError):  # no home directory
+        made = Path("~/.pyenv/versions").expanduser().glob(f"{minor}.*/bin/python")
+        candidates += sorted(map(str, made))
+    # pyenv also puts a placeholder on the PATH, which does not run
+    return next((path for path in candidates if path and succeeds([path, "--version"])), None)
+
+
 # Running things -------------------------------------------------------------------------------
 
 
@@ -289,9 +299,7 @@ def test_slow(arguments: list[str]) -> int:
 @verb
 def test_django61(arguments: list[str]) -> int:
     """the tests on Django 6.1, against django-postgres-extra's pin; on Python 3.13 if there is one"""
-    python = shutil.which("python3.13") or sys.executable
-    if not succeeds([python, "--version"]):  # a version manager's placeholder
-        python = sys.executable
+    python = find_python("3.13") or sys.executable
     env = Environment(state_directory(), python, variant="-django61", overrides=("Django>=6.1,<6.2",))
     env.provide("test")
     return pytest(env, "-m", "not slow", *arguments)
