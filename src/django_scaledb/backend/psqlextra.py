@@ -34,8 +34,7 @@ def lift_engine_guard() -> None:
 def uses_hstore() -> bool:
     """Whether any installed model has an hstore column."""
     return any(
-        getattr(field, "get_internal_type", str)() == "HStoreField"
-        or type(field).__name__ == "HStoreField"
+        getattr(field, "get_internal_type", str)() == "HStoreField" or type(field).__name__ == "HStoreField"
         for model in apps.get_models(include_auto_created=True)
         for field in model._meta.local_fields
     )

@@ -63,7 +63,11 @@ def install() -> None:
     `autodetector` is the class attribute that Django 5.2 made for this; extending what stands
     there, instead of shipping commands of our own, keeps other packages' `makemigrations` working.
     """
+    # Django checks that both commands have the same one (commands.E001), so it is made once.
+    extended: dict[type, type] = {}
     for command in (makemigrations.Command, migrate.Command):
-        if not issubclass(command.autodetector, PartitionedAutodetectorMixin):
-            base = command.autodetector
-            command.autodetector = type(base.__name__, (PartitionedAutodetectorMixin, base), {})
+        base = command.autodetector
+        if not issubclass(base, PartitionedAutodetectorMixin):
+            if base not in extended:
+                extended[base] = type(base.__name__, (PartitionedAutodetectorMixin, base), {})
+            command.autodetector = extended[base]

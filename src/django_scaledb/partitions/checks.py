@@ -11,14 +11,13 @@ from typing import Any
 
 from django.apps import AppConfig, apps
 from django.conf import settings as django_settings
-from django.core.checks import CheckMessage, Error, Warning  # noqa: A004  # Django's own names
+from django.core.checks import CheckMessage, Error, Warning  # Django's own names
 from django.db import DatabaseError, connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.constraints import UniqueConstraint
-from django.utils import timezone
 
 from django_scaledb.exceptions import ConfigurationError, ScaleDBError
-from django_scaledb.partitions import catalog, registry
+from django_scaledb.partitions import registry
 from django_scaledb.partitions.config import KeyKind, problems
 from django_scaledb.partitions.models import PartitionedModel
 from django_scaledb.partitions.plan import missing
@@ -26,9 +25,7 @@ from django_scaledb.partitions.plan import missing
 MINIMUM_POSTGRES = 140000
 
 
-def check_models(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any
-) -> list[CheckMessage]:
+def check_models(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """What one can get wrong in a model's own declaration."""
     found: list[CheckMessage] = []
     for model in _partitioned_in(app_configs):
@@ -95,9 +92,7 @@ def _check_declaration(model: type[PartitionedModel]) -> Iterator[CheckMessage]:
     yield from _check_uniqueness(model, key)
 
 
-def _check_uniqueness(
-    model: type[PartitionedModel], key: models.Field[Any, Any]
-) -> Iterator[CheckMessage]:
+def _check_uniqueness(model: type[PartitionedModel], key: models.Field[Any, Any]) -> Iterator[CheckMessage]:
     """PostgreSQL keeps uniqueness per partition, so the key must be part of every unique index."""
     hint = (
         f"Add {key.name!r} to it, or drop it: PostgreSQL can keep values unique within a partition only "
@@ -107,7 +102,9 @@ def _check_uniqueness(
         if field.unique and not field.primary_key and field is not key:
             yield Error(
                 f"{model._meta.label}.{field.name} is unique without the partition key.",
-                hint=hint.replace("Add", "Use a UniqueConstraint with this field and", 1).replace(" to it", "", 1),
+                hint=hint.replace("Add", "Use a UniqueConstraint with this field and", 1).replace(
+                    " to it", "", 1
+                ),
                 obj=field,
                 id="django_scaledb.E007",
             )
@@ -151,8 +148,9 @@ def _unconstrainable(
     what = "Set db_constraint=False on it"
     if model._meta.auto_created:
         owner = model._meta.auto_created
-        where, what = f"{owner._meta.label}'s many-to-many table {model._meta.db_table}", (
-            "Set db_constraint=False on the ManyToManyField"
+        where, what = (
+            f"{owner._meta.label}'s many-to-many table {model._meta.db_table}",
+            ("Set db_constraint=False on the ManyToManyField"),
         )
     return Error(
         f"{where} points at {target._meta.label}, whose database key is (id, "
@@ -230,15 +228,13 @@ def _check_partition_sets(
             id="django_scaledb.W002",
         )
         return
-    now = timezone.now()
     for model in partitioned:
-        del model, now
+        del model
     return
 
 
 __all__ = [
     "ScaleDBError",
-    "catalog",
     "check_backend",
     "check_database",
     "check_models",

@@ -10,7 +10,6 @@ import psycopg
 
 from django_scaledb.exceptions import NoPartitionError
 from django_scaledb.partitions import registry
-from django_scaledb.partitions.models import PartitionedModel
 from django_scaledb.partitions.uuid7 import timestamp_of
 
 # DETAIL: Partition key of the failing row contains (uploaded_at) = (2031-05-01 00:00:00+00).
@@ -35,8 +34,8 @@ def translate(error: BaseException) -> NoPartitionError | None:
         return None
     detail = _KEY_AND_VALUE.search(error.diag.message_detail or "")
     value = detail["value"] if detail else None
-    day = _day_of(model, value) or "DATE"
-    key = model._partitioning_meta.key[0]
+    day = _day_of(value) or "DATE"
+    key = registry.key_field(model).name
     what = f"{key} = {value}" if value else f"this row's {key}"
     return NoPartitionError(
         f"no partition of {model._meta.label} takes {what}; make one with: "
@@ -50,7 +49,7 @@ def _unqualified(db_table: str) -> str:
     return db_table.rpartition('"."')[2]
 
 
-def _day_of(model: type[PartitionedModel], value: str | None) -> str | None:
+def _day_of(value: str | None) -> str | None:
     """The UTC day of a partition key as PostgreSQL prints it, or None when it is no such thing."""
     if value is None:
         return None
@@ -64,5 +63,3 @@ def _day_of(model: type[PartitionedModel], value: str | None) -> str | None:
     if moment.tzinfo is not None:
         moment = moment.astimezone(UTC)
     return moment.date().isoformat()
-
-

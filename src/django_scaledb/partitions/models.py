@@ -9,61 +9,14 @@ from typing import Any, Self, TypeVar
 
 from django.db import OperationalError, connections, models, router, transaction
 from django.db.models import signals
-from django.db.models.base import ModelBase
 from django.db.models.deletion import Collector
+
+from django_scaledb.partitions.options import PartitionedModelBase, PartitioningOptions
 
 SERIALIZATION_FAILURE = "40001"
 
-UNKNOWN = object()
-
 T = TypeVar("T")
 QS = TypeVar("QS", bound=models.QuerySet[Any])
-
-
-class PartitioningOptions:
-    """What a model's PartitioningMeta (merged with those of its bases) says, unchecked.
-
-    `key` and `attrs` are as written; `partitions.registry.config_for` checks them. `method` is
-    there for django-postgres-extra's tools, which look for it.
-    """
-
-    method = "range"
-
-    def __init__(self, attrs: dict[str, Any]) -> None:
-        self.attrs = attrs
-        key = attrs.get("key", ())
-        self.key: tuple[Any, ...] = (key,) if isinstance(key, str) else tuple(key or ())
-        self._key_beside_pk: Any = UNKNOWN
-
-    def key_beside_pk(self, model: type[models.Model]) -> models.Field[Any, Any] | None:
-        """The key's field when it is another one than the primary key; asked for with every row."""
-        if self._key_beside_pk is UNKNOWN:
-            field = None
-            if len(self.key) == 1:
-                found = model._meta.get_field(self.key[0])
-                if isinstance(found, models.Field) and not found.primary_key:
-                    field = found
-            self._key_beside_pk = field
-        return self._key_beside_pk
-
-    @property
-    def original_attrs(self) -> dict[str, Any]:
-        """What a migration has to know: the key decides the table's shape, the rest does not."""
-        return {"key": list(self.key)}
-
-
-class PartitionedModelBase(ModelBase):
-    """Collects PartitioningMeta over all bases, the nearest one last, attribute by attribute."""
-
-    def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any], **kwargs: Any) -> Any:
-        new_class = super().__new__(cls, name, bases, attrs, **kwargs)
-        merged: dict[str, Any] = {}
-        for base in reversed(new_class.__mro__):
-            declared = vars(base).get("PartitioningMeta")
-            if declared is not None:
-                merged |= {n: getattr(declared, n) for n in dir(declared) if not n.startswith("_")}
-        new_class._partitioning_meta = PartitioningOptions(merged)  # type: ignore[attr-defined]
-        return new_class
 
 
 class PartitionedModel(models.Model, metaclass=PartitionedModelBase):
@@ -117,7 +70,9 @@ class PartitionedModel(models.Model, metaclass=PartitionedModelBase):
                 yield queryset.filter(**{field.attname: key})
         yield queryset
 
-    def _do_update(self, base_qs: Any, using: str, pk_val: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
+    def _do_update(
+        self, base_qs: Any, using: str, pk_val: Any, values: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         # Private to Django, but the one place where save() makes its WHERE (5.2-6.1).
         updated: Any = False
         for queryset in self._where_it_is(base_qs):

@@ -81,7 +81,11 @@ class AlterPartitioning(ModelOperation):
         super().__init__(name)
 
     def deconstruct(self) -> Any:
-        return type(self).__qualname__, [], {"name": self.name, "partitioning_options": self.partitioning_options}
+        return (
+            type(self).__qualname__,
+            [],
+            {"name": self.name, "partitioning_options": self.partitioning_options},
+        )
 
     def state_forwards(self, app_label: str, state: ProjectState) -> None:
         model_state = state.models[app_label, self.name_lower]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from django.apps import apps as global_apps
 from django.apps.registry import Apps
 from django.core.exceptions import FieldDoesNotExist
@@ -10,7 +12,10 @@ from django.db import models
 from django_scaledb.exceptions import ConfigurationError
 from django_scaledb.partitions.config import KeyKind, PartitionConfig, make_config
 from django_scaledb.partitions.fields import UUID7Field
-from django_scaledb.partitions.models import PartitionedModel
+from django_scaledb.partitions.options import is_partitioned
+
+if TYPE_CHECKING:
+    from django_scaledb.partitions.models import PartitionedModel
 
 
 def partitioned_models(apps: Apps = global_apps) -> list[type[PartitionedModel]]:
@@ -18,7 +23,7 @@ def partitioned_models(apps: Apps = global_apps) -> list[type[PartitionedModel]]
     return [
         model
         for model in apps.get_models()
-        if issubclass(model, PartitionedModel) and model._meta.managed and not model._meta.proxy
+        if is_partitioned(model) and model._meta.managed and not model._meta.proxy
     ]
 
 
@@ -88,6 +93,6 @@ def config_for_migration(model: type[models.Model]) -> PartitionConfig:
         current = global_apps.get_model(model._meta.app_label, model._meta.model_name)
     except LookupError:
         current = model
-    if issubclass(current, PartitionedModel):
+    if is_partitioned(current):
         attrs = {**current._partitioning_meta.attrs, "key": attrs["key"]}
     return make_config(model._meta.label, field.column, key_kind(field), attrs)

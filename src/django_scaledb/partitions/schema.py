@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING, Any
 from django.db import NotSupportedError, models
 from django.utils import timezone
 
-from django_scaledb.partitions import ddl, registry
-from django_scaledb.partitions.models import PartitionedModel
+from django_scaledb.partitions import registry
+from django_scaledb.partitions.first import first_partitions
+from django_scaledb.partitions.options import is_partitioned
 
 if TYPE_CHECKING:
     from django.db.backends.postgresql.schema import DatabaseSchemaEditor as _SchemaEditor
 else:
     _SchemaEditor = object
-
-
-def is_partitioned(model: type[models.Model]) -> bool:
-    return issubclass(model, PartitionedModel)
 
 
 class PartitionedSchemaEditorMixin(_SchemaEditor):
@@ -61,7 +58,7 @@ class PartitionedSchemaEditorMixin(_SchemaEditor):
         """The current period and `premake` more, so that a fresh table takes rows at once."""
         config = registry.config_for_migration(model)
         with_default = config.default_partition or getattr(self.connection, "accepts_any_period", False)
-        for statement in ddl.first_partitions(
+        for statement in first_partitions(
             model._meta.db_table, config, timezone.now(), with_default=with_default
         ):
             # params=None: the text is finished, a "%" in a name is no placeholder.

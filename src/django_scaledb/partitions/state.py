@@ -8,7 +8,8 @@ from django.apps.registry import Apps
 from django.db import models
 from django.db.migrations.state import ModelState
 
-from django_scaledb.partitions.models import PartitionedModel, PartitioningOptions
+from django_scaledb.partitions.models import PartitionedModel
+from django_scaledb.partitions.options import PartitioningOptions
 
 
 class PartitionedModelState(ModelState):
