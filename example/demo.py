@@ -1,0 +1,361 @@
+"""Partitioned tables at work: a real upload history, on a primary with a streaming standby.
+
+Starts its own PostgreSQL servers, tells what it does and why, and removes them again. Needs no
+server, no settings and no privileges. ``--keep`` leaves the servers up to look around.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from io import StringIO
+from pathlib import Path
+from textwrap import fill, indent
+
+import django
+import psycopg
+from django.core.management import call_command
+
+from django_scaledb.testing import Cluster
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--keep", action="store_true", help="leave the servers up until Ctrl-C")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers go, too
+    began = time.monotonic()
+    try:
+        with start_servers() as cluster:
+            for section in (
+                make_tables,
+                make_partitions,
+                load,
+                show_partition_set,
+                ask_twice,
+                read_from_standby,
+                rotate,
+                retire,
+                insert_without_partition,
+            ):
+                section(cluster)
+            if options.keep:
+                keep(cluster)
+            heading("Cleaning up")
+        say("Both servers are stopped and their files removed.")
+    except KeyboardInterrupt:
+        print("\nInterrupted; the servers are stopped and their files removed.")
+        return 130
+    except Exception as error:
+        print(f"\nThe demo stopped: {type(error).__name__}: {error}", file=sys.stderr)
+        raise
+    say(f"The whole demo took {time.monotonic() - began:.0f} s.")
+    return 0
+
+
+# The sections, in order -----------------------------------------------------------------------
+
+
+@contextmanager
+def start_servers() -> Iterator[Cluster]:
+    heading("Two PostgreSQL servers")
+    began = time.monotonic()
+    with Cluster(standbys=1) as cluster:
+        os.environ["DJANGO_SETTINGS_MODULE"] = "pypi_mirror.settings"
+        os.environ.update(connection_variables(cluster))
+        django.setup()
+        version = cluster.primary.execute("SHOW server_version")[0][0]
+        say(
+            f"PostgreSQL {version}: a primary, and a standby that follows it by streaming replication, up in "
+            f"{time.monotonic() - began:.1f} s. Django knows them as the databases default and replica1."
+        )
+        yield cluster
+
+
+def make_tables(cluster: Cluster) -> None:
+    heading("A model becomes a partitioned table")
+    say(
+        "pypi.Upload is a file in a package index. It is a PartitionedModel: uploaded_at is its key, a "
+        "partition holds one year, two years are made ahead, and after seven years a partition leaves the "
+        "table. The migration is an ordinary one."
+    )
+    manage("migrate", verbosity=0)
+    key, primary_key = query(
+        "SELECT pg_get_partkeydef('pypi_upload'::regclass), pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE conrelid = 'pypi_upload'::regclass AND contype = 'p'"
+    )[0]
+    show(f"pypi_upload: PARTITION BY {key}, {primary_key}")
+    say(
+        "For Django the primary key is id alone, so the admin and foreign keys work as ever. "
+        f"The migration has made {', '.join(attached())}: an insert works at once."
+    )
+
+
+def make_partitions(cluster: Cluster) -> None:
+    heading("Partitions for the past")
+    say("The history begins in 2005, so it needs partitions for the years since then. Once, by hand:")
+    manage("create_partitions", "--from", "2005-01-01", "--to", "2026-12-31")
+
+
+def load(cluster: Cluster) -> None:
+    heading("152,580 real rows")
+    say("The files that 202 projects uploaded from 2005 to 2026. PostgreSQL sends each row to its year.")
+    began = time.monotonic()
+    manage("load_uploads")
+    say(f"That took {time.monotonic() - began:.1f} s.")
+
+
+def show_partition_set(cluster: Cluster) -> None:
+    heading("The partition set")
+    manage("show_partitions")
+
+
+def ask_twice(cluster: Cluster) -> None:
+    from django.db.models import Count
+    from django.db.models.functions import TruncMonth
+
+    from pypi.models import Upload
+
+    heading("The same question, asked twice")
+    say("How many files were uploaded in each month of 2019? First with a condition on the key itself:")
+    by_month = Upload.objects.annotate(month=TruncMonth("uploaded_at")).values("month")
+    by_month = by_month.annotate(files=Count("*")).order_by("month")
+    pruned = by_month.filter(uploaded_at__year=2019)
+    show(".filter(uploaded_at__year=2019)")
+    pruned_tables, pruned_ms = explain(pruned)
+    say("Then with a condition on the key's date, which PostgreSQL cannot match to the partitions' bounds:")
+    unpruned = by_month.filter(uploaded_at__date__range=(date(2019, 1, 1), date(2019, 12, 31)))
+    show(".filter(uploaded_at__date__range=(date(2019, 1, 1), date(2019, 12, 31)))")
+    unpruned_tables, unpruned_ms = explain(unpruned)
+    if list(pruned) != list(unpruned):
+        raise AssertionError("the two questions were answered differently")
+    busiest = max(pruned, key=lambda row: row["files"])
+    say(
+        f"The answer is the same (the busiest month was {busiest['month']:%B}, with {busiest['files']:,} "
+        f"files). The first way reads {pruned_tables} partition in {pruned_ms:.1f} ms, the second "
+        f"{unpruned_tables} in {unpruned_ms:.1f} ms: {unpruned_ms / pruned_ms:.0f} times as long. The first "
+        "way's price stays that of one year, however many years there are; the second one's grows with the "
+        "table."
+    )
+
+
+def read_from_standby(cluster: Cluster) -> None:
+    from pypi.models import Upload
+
+    heading("The standby has it all")
+    say("Partitions are tables, and replicate like all tables, with nothing to set up:")
+    began = time.monotonic()
+    cluster.wait_for_catchup()
+    waited = time.monotonic() - began
+    counts = {alias: Upload.objects.using(alias).count() for alias in ("default", "replica1")}
+    for alias, count in counts.items():
+        show(f'Upload.objects.using("{alias}").count()  ->  {count:,}')
+    if len(set(counts.values())) != 1:
+        raise AssertionError("the standby has other rows than the primary")
+    say(
+        f"Equal, after waiting {waited * 1000:.0f} ms for the standby to replay what the primary had written."
+    )
+
+
+def rotate(cluster: Cluster) -> None:
+    heading("A year later: rotation")
+    later = a_year_from_now()
+    say(
+        f"rotate_partitions is what cron runs. With the clock at {later:%Y-%m-%d} it finds that fewer than "
+        "two years are made ahead. What it would do, with the strongest lock on each table:"
+    )
+    arguments = ("--no-retention", "--now", later.isoformat())
+    manage("rotate_partitions", *arguments, "--dry-run")
+    say(
+        "No lock here stops a SELECT, INSERT or UPDATE on pypi_upload. To see it, a client now keeps a "
+        "transaction open on the table, a second one goes on reading and writing, and the rotation runs:"
+    )
+    with bystanders(cluster) as latencies:
+        manage("rotate_partitions", *arguments)
+    say(
+        f"Meanwhile the second client had {len(latencies)} answers; the slowest took "
+        f"{max(latencies) * 1000:.0f} ms. A plain CREATE TABLE .. PARTITION OF would have made it wait until "
+        "the open transaction ended."
+    )
+
+
+def retire(cluster: Cluster) -> None:
+    from pypi.models import Upload
+
+    heading("Seven years on: retention")
+    later = a_year_from_now()
+    say(f"The same command applies retention. What it would do on {later:%Y-%m-%d}:")
+    before = Upload.objects.count()
+    retired = set(attached())
+    manage("rotate_partitions", "--now", later.isoformat(), "--dry-run", lines=18)
+    manage("rotate_partitions", "--now", later.isoformat())
+    retired -= set(attached())
+    rows = sum(query(f'SELECT count(*) FROM "{name}"')[0][0] for name in retired)
+    after = Upload.objects.count()
+    say(
+        f"{len(retired)} partitions are detached: the table went from {before:,} to {after:,} rows without "
+        "one DELETE, so there is nothing to vacuum. Nothing is lost either: the detached tables are ordinary "
+        f"tables, and hold {rows:,} rows. They stay."
+    )
+    if before - after != rows:
+        raise AssertionError(f"{before - after} rows left the table and {rows} are in the detached ones")
+
+
+def insert_without_partition(cluster: Cluster) -> None:
+    from django.db import IntegrityError
+
+    from pypi.models import Project, Upload
+
+    heading("When a partition is missing")
+    say("No default partition swallows rows that fit nowhere. An insert dated 1999 says what is wrong:")
+    try:
+        Upload.objects.create(
+            project=Project.objects.get(name="django"),
+            version="0.1",
+            filename="django-0.1.tar.gz",
+            packagetype="sdist",
+            python_version="source",
+            size=1,
+            uploaded_at=datetime(1999, 12, 31, tzinfo=UTC),
+        )
+    except IntegrityError as error:
+        show(f"{type(error).__name__}: {error}")
+    else:
+        raise AssertionError("the row of 1999 was taken")
+    say("It is an IntegrityError to code that knows nothing of partitions.")
+
+
+def keep(cluster: Cluster) -> None:
+    heading("The servers stay up until you press Ctrl-C")
+    variables = " ".join(f"{name}={shlex.quote(dsn)}" for name, dsn in connection_variables(cluster).items())
+    show(f"export {variables}")
+    show(f"{shlex.quote(sys.executable)} {shlex.quote(str(HERE / 'manage.py'))} show_partitions")
+    show('psql "$PYPI_MIRROR_PRIMARY"')
+    sys.stdout.flush()
+    while True:
+        signal.pause()
+
+
+# What they stand on ---------------------------------------------------------------------------
+
+
+def connection_variables(cluster: Cluster) -> dict[str, str]:
+    return {"PYPI_MIRROR_PRIMARY": cluster.primary.dsn, "PYPI_MIRROR_REPLICA": cluster.standbys[0].dsn}
+
+
+def a_year_from_now() -> datetime:
+    now = datetime.now(UTC).replace(microsecond=0)
+    return now.replace(year=now.year + 1, day=min(now.day, 28))
+
+
+def query(sql: str) -> list[tuple]:
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchall()
+
+
+def attached() -> list[str]:
+    """Names of the partitions, oldest first."""
+    return [
+        row[0]
+        for row in query(
+            "SELECT inhrelid::regclass::text FROM pg_inherits"
+            " WHERE inhparent = 'pypi_upload'::regclass ORDER BY 1"
+        )
+    ]
+
+
+def manage(command: str, *arguments: str, lines: int | None = None, **options: object) -> None:
+    """Run a management command and show it with what it prints; of long output the first `lines`."""
+    show(f"$ manage.py {shlex.join((command, *arguments))}")
+    output = StringIO()
+    try:
+        call_command(command, *arguments, stdout=output, no_color=True, **options)
+    finally:
+        printed = output.getvalue().rstrip().splitlines()
+        show("\n".join(printed[:lines]))
+        if lines is not None and len(printed) > lines:
+            show(f".. and {len(printed) - lines} lines more like these")
+
+
+def explain(queryset) -> tuple[int, float]:
+    """Show the plan, abridged; how many partitions it reads and the best time of five, in ms."""
+    plan = queryset.explain(analyze=True, costs=False, timing=False, summary=False).splitlines()
+    scans = [number for number, line in enumerate(plan) if re.search(r"Scan.* on pypi_upload", line)]
+    shown = plan[: scans[2] if len(scans) > 2 else None]
+    show("\n".join(shown))
+    if len(scans) > 2:
+        show(f".. and the scans of {len(scans) - 2} partitions more")
+    best = min(timed(lambda: list(queryset.all())) for _ in range(5))
+    return len(scans), best * 1000
+
+
+def timed(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+@contextmanager
+def bystanders(cluster: Cluster) -> Iterator[list[float]]:
+    """One client with an open transaction on the table, one that reads and writes it all the time."""
+    latencies: list[float] = []
+    stop = threading.Event()
+
+    def work(connection: psycopg.Connection) -> None:
+        while not stop.is_set():
+            latencies.append(
+                timed(
+                    lambda: connection.execute(
+                        "SELECT max(size) FROM pypi_upload WHERE uploaded_at >= '2026-11-01'"
+                    )
+                )
+            )
+            latencies.append(
+                timed(lambda: connection.execute("UPDATE pypi_upload SET yanked = yanked WHERE id = 1"))
+            )
+            stop.wait(0.002)
+
+    with cluster.primary.connect(autocommit=False) as idle, cluster.primary.connect() as busy:
+        idle.execute("SELECT count(*) FROM pypi_upload")
+        worker = threading.Thread(target=work, args=(busy,))
+        worker.start()
+        try:
+            yield latencies
+        finally:
+            stop.set()
+            worker.join()
+
+
+_headings = iter(range(1, 100))
+
+
+def heading(text: str) -> None:
+    print(f"\n{next(_headings)}. {text}\n", flush=True)
+
+
+def say(text: str) -> None:
+    print(fill(text, 100), flush=True)
+
+
+def show(text: str) -> None:
+    """What a machine said, apart from what we say."""
+    if text:
+        print(indent(text, "    "), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

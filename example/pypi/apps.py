@@ -1,0 +1,6 @@
+from django.apps import AppConfig
+
+
+class PypiConfig(AppConfig):
+    name = "pypi"
+    verbose_name = "Package index"
