@@ -21,7 +21,6 @@ import secrets
 import signal
 import sys
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
@@ -38,12 +37,10 @@ FAST_SETTINGS: Mapping[str, object] = {
     "fsync": False,
     "full_page_writes": False,
     "shared_buffers": "32MB",
-    "max_connections": 100,
-    "max_wal_senders": 10,
     "wal_level": "replica",
     "hot_standby": True,
     # A killed standby finds what it missed.
-    "wal_keep_size": "1GB",
+    "wal_keep_size": "512MB",
     "wal_retrieve_retry_interval": "100ms",
     "min_wal_size": "32MB",
     # Files in the data directory instead of /dev/shm, where a killed server would leave them.
@@ -74,7 +71,8 @@ class Cluster:
     ``settings`` are server settings for all nodes, on top of `FAST_SETTINGS`. ``database`` belongs to
     ``user``, an ordinary role that may create databases; it is what nodes connect as by default.
     ``postgres`` stands in for the variable ``SCALEDB_POSTGRES``. With ``tcp`` the servers listen on free
-    ports of 127.0.0.1, else on sockets that only this user can reach.
+    ports of 127.0.0.1, else on sockets that only this user can reach. The files go below ``directory``; if
+    that is None, below ``TMPDIR``, or in memory (``/dev/shm``) where plenty is free, or below ``/tmp``.
 
     The servers and their files are gone when the cluster is stopped, when the interpreter ends, and soon
     after the process was killed. A forked child may connect; its end does not touch the cluster.
@@ -92,6 +90,7 @@ class Cluster:
         superuser_password: str | None = None,
         postgres: Installation | ContainerImage | str | None = None,
         tcp: bool = False,
+        directory: str | os.PathLike[str] | None = None,
         start_timeout: float = 60,
     ) -> None:
         self._standbys = standbys
@@ -105,6 +104,7 @@ class Cluster:
         )
         self._postgres = postgres
         self._tcp = tcp
+        self._directory = directory
         self._start_timeout = start_timeout
         self._backend: Backend | None = None
 
@@ -129,7 +129,9 @@ class Cluster:
             else:
                 from .local import LocalBackend
 
-                self._backend = LocalBackend(postgres, self._access, settings=self._settings, tcp=self._tcp)
+                self._backend = LocalBackend(
+                    postgres, self._access, settings=self._settings, tcp=self._tcp, directory=self._directory
+                )
             self.postgres: Installation | ContainerImage = postgres
             self._backend.start(self._standbys, self._start_timeout)
             self._create_role()
@@ -245,7 +247,8 @@ class Cluster:
 
 # -- the end of the process
 
-_running: weakref.WeakSet[Cluster] = weakref.WeakSet()
+# Holds them, too: a settings module may keep nothing but the addresses.
+_running: set[Cluster] = set()
 
 
 def _stop_all() -> None:
@@ -273,6 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--standbys", type=int, default=1, metavar="N", help="how many standbys (default: 1)")
     parser.add_argument("--tcp", action="store_true", help="listen on free ports of 127.0.0.1, too")
+    parser.add_argument("--directory", metavar="PATH", help="where its files go (default: memory, or TMPDIR)")
     parser.add_argument("--database", default="app", metavar="NAME", help="database to create (default: app)")
     parser.add_argument("--user", default="app", metavar="NAME", help="its owner (default: app)")
     parser.add_argument(
@@ -300,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         user=options.user,
         postgres=options.postgres,
         tcp=options.tcp,
+        directory=options.directory,
     )
     out = sys.stdout
     try:

@@ -182,8 +182,14 @@ class Node(ABC):
     def pause_replay(self, *, timeout: float = 10) -> None:
         """Stop applying; the standby goes on receiving and answers from what it has."""
         self.execute("SELECT pg_wal_replay_pause()")
+        # While it waits for the end of a lag it applies nothing and confirms no pause.
         self._wait(
-            lambda: self.execute("SELECT pg_get_wal_replay_pause_state()")[0][0] == "paused",
+            lambda: bool(
+                self.execute(
+                    "SELECT pg_get_wal_replay_pause_state() = 'paused' OR EXISTS "
+                    "(SELECT FROM pg_stat_activity WHERE wait_event = 'RecoveryApplyDelay')"
+                )[0][0]
+            ),
             timeout,
             "did not pause its replay",
         )

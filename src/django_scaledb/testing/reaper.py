@@ -67,7 +67,7 @@ def members(base: str, node: str | None = None) -> set[int]:
 
 def send(pids: set[int], number: signal.Signals) -> None:
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
 
 
