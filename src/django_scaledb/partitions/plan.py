@@ -289,8 +289,8 @@ def _creates(config: PartitionConfig, holes: Sequence[Range]) -> list[Create]:
     if count > MAX_CREATES:
         raise PlanError(
             f"{config.label}: {count} partitions of {config.interval} are missing between "
-            f"{show(holes[0].lower)} and {show(holes[-1].upper)}, and one plan makes {MAX_CREATES} at most; choose a larger "
-            "PartitioningMeta.interval, or make them in several spans: "
+            f"{show(holes[0].lower)} and {show(holes[-1].upper)}, and one plan makes {MAX_CREATES} at most; "
+            "choose a larger PartitioningMeta.interval, or make them in several spans: "
             f"manage.py create_partitions {config.label} --from DATE --to DATE"
         )
     if holes and config.key_kind is KeyKind.UUID7 and holes[0].lower < _UUID_EPOCH:
