@@ -22,6 +22,9 @@ else:
 class PartitionedAutodetectorMixin(_Autodetector):
     """Makes `CreatePartitionedModel` of partitioned models and follows a renamed key."""
 
+    if TYPE_CHECKING:  # Django's, unknown to django-stubs
+        kept_model_keys: set[tuple[str, str]]
+
     def __init__(self, from_state: Any, to_state: Any, questioner: Any = None) -> None:
         super().__init__(from_state, to_state, questioner)
         for model in global_apps.get_models(include_swapped=True):
@@ -45,8 +48,9 @@ class PartitionedAutodetectorMixin(_Autodetector):
                 )
         super().add_operation(app_label, operation, dependencies, beginning)
 
-    def generate_altered_options(self) -> None:
-        super().generate_altered_options()
+    def generate_altered_db_table(self) -> None:
+        # Behind the fields' own operations: the key is to be found under its new name.
+        super().generate_altered_db_table()
         for app_label, name in sorted(self.kept_model_keys):
             old_name = self.renamed_models.get((app_label, name), name)
             old = self.from_state.models[app_label, old_name]

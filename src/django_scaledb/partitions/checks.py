@@ -10,17 +10,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.apps import AppConfig, apps
-from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning  # Django's own names
-from django.db import DatabaseError, connections, models
+from django.db import DatabaseError, connections, models, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.constraints import UniqueConstraint
+from django.utils import timezone
 
 from django_scaledb.exceptions import ConfigurationError, ScaleDBError
-from django_scaledb.partitions import registry
+from django_scaledb.partitions import catalog, registry
 from django_scaledb.partitions.config import KeyKind, problems
 from django_scaledb.partitions.models import PartitionedModel
-from django_scaledb.partitions.plan import missing
+from django_scaledb.partitions.options import is_partitioned
+from django_scaledb.partitions.plan import State, missing
 
 MINIMUM_POSTGRES = 140000
 
@@ -130,15 +131,17 @@ def check_relations(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
     labels = {config.label for config in (app_configs or apps.get_app_configs())}
     found: list[CheckMessage] = []
     for model in apps.get_models(include_auto_created=True):
-        if model._meta.app_label not in labels or not model._meta.managed:
-            continue
-        for field in model._meta.local_fields:
-            target = field.related_model if isinstance(field, models.ForeignKey) else None
-            if not (isinstance(target, type) and issubclass(target, PartitionedModel)):
-                continue
-            if field.db_constraint and target._key_beside_pk() is not None:  # type: ignore[attr-defined]
-                found.append(_unconstrainable(model, field, target))
+        if model._meta.app_label in labels and model._meta.managed:
+            found += check_model_relations(model)
     return found
+
+
+def check_model_relations(model: type[models.Model]) -> Iterator[CheckMessage]:
+    """One model's foreign keys."""
+    for field in model._meta.local_fields:
+        target = field.related_model if isinstance(field, models.ForeignKey) else None
+        if is_partitioned(target) and field.db_constraint and target._key_beside_pk() is not None:  # type: ignore[attr-defined]
+            yield _unconstrainable(model, field, target)
 
 
 def _unconstrainable(
@@ -147,7 +150,7 @@ def _unconstrainable(
     where = f"{model._meta.label}.{field.name}"
     what = "Set db_constraint=False on it"
     if model._meta.auto_created:
-        owner = model._meta.auto_created
+        owner: Any = model._meta.auto_created
         where, what = (
             f"{owner._meta.label}'s many-to-many table {model._meta.db_table}",
             ("Set db_constraint=False on the ManyToManyField"),
@@ -192,7 +195,7 @@ def check_database(
         by_alias = [
             model
             for model in _partitioned_in(app_configs)
-            if _migrates(alias, model) and hasattr(connection, "accepts_any_period")
+            if router.allow_migrate_model(alias, model) and hasattr(connection, "accepts_any_period")
         ]
         if not by_alias:
             continue
@@ -209,12 +212,6 @@ def check_database(
     return found
 
 
-def _migrates(alias: str, model: type[models.Model]) -> bool:
-    from django.db import router
-
-    return router.allow_migrate_model(alias, model)
-
-
 def _check_partition_sets(
     connection: BaseDatabaseWrapper, partitioned: list[type[PartitionedModel]]
 ) -> Iterator[CheckMessage]:
@@ -223,22 +220,55 @@ def _check_partition_sets(
         version = int(cursor.fetchone()[0])
     if version < MINIMUM_POSTGRES:
         yield Warning(
-            f"{connection.alias!r} is PostgreSQL {version // 10000}; partitions are maintained on 14 and later.",
+            f"{connection.alias!r} is PostgreSQL {version // 10000}, and partitions need 14 or later.",
             hint="DETACH PARTITION .. CONCURRENTLY came with PostgreSQL 14.",
             id="django_scaledb.W002",
         )
         return
-    for model in partitioned:
-        del model
-    return
+    sets = catalog.read(connection, [model._meta.db_table for model in partitioned])
+    for model, found in zip(partitioned, sets, strict=True):
+        if found is None:
+            continue  # not migrated yet, which is migrate's to say
+        try:
+            yield from _check_partition_set(model, found)
+        except ScaleDBError as error:
+            convert = "" if found.is_partitioned else " The table has to become a partitioned one first."
+            yield Warning(
+                f"{connection.alias}: {error}.",
+                hint="Rotation leaves this model alone until table and PartitioningMeta agree." + convert,
+                obj=model,
+                id="django_scaledb.W003",
+            )
 
 
-__all__ = [
-    "ScaleDBError",
-    "check_backend",
-    "check_database",
-    "check_models",
-    "check_relations",
-    "django_settings",
-    "missing",
-]
+def _check_partition_set(
+    model: type[PartitionedModel], found: catalog.PartitionSet
+) -> Iterator[CheckMessage]:
+    config = registry.config_for(model)
+    partitions = found.partitions(config)
+    rotate = f"Run manage.py rotate_partitions {model._meta.label}, and have it run by cron."
+    lacking = missing(config, partitions, timezone.now())
+    if lacking.runway:
+        yield Warning(
+            f"{model._meta.label} has fewer than {config.premake} future partitions of {config.interval}: "
+            f"nothing takes rows of {', '.join(map(str, lacking.runway))}.",
+            hint=rotate,
+            obj=model,
+            id="django_scaledb.W004",
+        )
+    if lacking.gaps:
+        yield Warning(
+            f"{model._meta.label} has no partition for {', '.join(map(str, lacking.gaps))}.",
+            hint=rotate,
+            obj=model,
+            id="django_scaledb.W005",
+        )
+    pending = [str(p.table) for p in partitions if p.state is State.DETACH_PENDING]
+    if pending:
+        yield Warning(
+            f"{model._meta.label}: the detaching of {', '.join(pending)} was interrupted; its rows are out "
+            "of sight and its range refuses inserts.",
+            hint=rotate,
+            obj=model,
+            id="django_scaledb.W006",
+        )

@@ -9,8 +9,12 @@ from psycopg import sql
 
 from django_scaledb.partitions.bounds import label
 from django_scaledb.partitions.config import PartitionConfig
+from django_scaledb.partitions.marker import Marker, MarkState
 from django_scaledb.partitions.plan import Create, plan
 from django_scaledb.postgres.identifiers import fit
+
+# Without the parent's schema, which only the database knows; nobody asks for it while it is attached.
+ATTACHED = Marker(MarkState.ATTACHED)
 
 
 def first_partitions(
@@ -30,20 +34,14 @@ def first_partitions(
         yield sql.SQL("CREATE TABLE {} PARTITION OF {} {}").format(
             partition, parent, action.range.for_values(config.key_kind)
         )
-        yield _mark(partition)
+        yield ATTACHED.comment_on(partition)
     if with_default:
         partition = _table(db_table, "_default")
         yield sql.SQL("CREATE TABLE {} PARTITION OF {} DEFAULT").format(partition, parent)
-        yield _mark(partition)
+        yield ATTACHED.comment_on(partition)
 
 
 def _table(db_table: str, suffix: str = "") -> sql.Identifier:
     """`db_table` as Django writes it: maybe with a schema, as in ``schema"."table``."""
     *schema, name = db_table.split('"."')
     return sql.Identifier(*schema, fit(name, suffix) if suffix else name)
-
-
-def _mark(partition: sql.Identifier) -> sql.Composed:
-    return sql.SQL("COMMENT ON TABLE {} IS {}").format(
-        partition, sql.Literal('django_scaledb:{"v":1,"state":"attached"}')
-    )

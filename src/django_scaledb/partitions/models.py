@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -46,7 +46,7 @@ class PartitionedModel(models.Model, metaclass=PartitionedModelBase):
         abstract = True
 
     @classmethod
-    def from_db(cls, db: str | None, field_names: Iterable[str], values: Any, **kwargs: Any) -> Self:
+    def from_db(cls, db: str | None, field_names: Collection[str], values: Any, **kwargs: Any) -> Self:
         instance = super().from_db(db, field_names, values, **kwargs)
         instance._remember_key()
         return instance
@@ -70,13 +70,13 @@ class PartitionedModel(models.Model, metaclass=PartitionedModelBase):
                 yield queryset.filter(**{field.attname: key})
         yield queryset
 
-    def _do_update(
+    def _do_update(  # type: ignore[override]  # its signature differs from one Django to the next
         self, base_qs: Any, using: str, pk_val: Any, values: Any, *args: Any, **kwargs: Any
     ) -> Any:
         # Private to Django, but the one place where save() makes its WHERE (5.2-6.1).
         updated: Any = False
         for queryset in self._where_it_is(base_qs):
-            run = partial(super()._do_update, queryset, using, pk_val, values, *args, **kwargs)  # type: ignore[misc]
+            run = partial(super()._do_update, queryset, using, pk_val, values, *args, **kwargs)
             if updated := _following_moves(run, using):
                 break
         field = self._key_beside_pk()
@@ -97,15 +97,15 @@ class PartitionedModel(models.Model, metaclass=PartitionedModelBase):
         collector = Collector(using=using, origin=self)
         collector.collect([self], keep_parents=keep_parents)
         counts: Counter[str] = Counter()
-        if collector.can_fast_delete(self):  # type: ignore[arg-type]  # an instance is fine
+        if collector.can_fast_delete(self):
             with transaction.mark_for_rollback_on_error(using=using):
                 counts[model._meta.label] += self._delete_row(using)
         else:
             # Django's collector deletes by primary key alone. What hangs on this row stays its
             # work; the row itself is taken from it and deleted last, with its key.
-            collector.data[model].discard(self)  # type: ignore[attr-defined]
-            if not collector.data[model]:
-                del collector.data[model]
+            same_model = set(collector.data.pop(model)) - {self}
+            if same_model:
+                collector.data[model] = same_model
             with transaction.atomic(using=using, savepoint=False):
                 signals.pre_delete.send(sender=model, instance=self, using=using, origin=self)
                 counts.update(collector.delete()[1])
@@ -131,7 +131,7 @@ class PartitionedModel(models.Model, metaclass=PartitionedModelBase):
     ) -> None:
         queryset = from_queryset
         if queryset is None:
-            hints = {"instance": self}
+            hints: dict[str, models.Model] = {"instance": self}
             queryset = type(self)._base_manager.db_manager(using, hints=hints).all()
         names = None if fields is None else list(fields)
         *narrowed, everywhere = self._where_it_is(queryset)

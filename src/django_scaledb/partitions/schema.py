@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from django.db import NotSupportedError, models
 from django.utils import timezone
 
-from django_scaledb.partitions import registry
+from django_scaledb.partitions import catalog, registry
 from django_scaledb.partitions.first import first_partitions
-from django_scaledb.partitions.options import is_partitioned
+from django_scaledb.partitions.options import is_partitioned, options_of
 
 if TYPE_CHECKING:
     from django.db.backends.postgresql.schema import DatabaseSchemaEditor as _SchemaEditor
@@ -27,6 +28,8 @@ class PartitionedSchemaEditorMixin(_SchemaEditor):
         if not is_partitioned(model):
             return super().table_sql(model)
         pk, key = model._meta.pk, registry.key_field(model)
+        assert pk.column is not None
+        assert key.column is not None
         columns = ", ".join(self.quote_name(c) for c in dict.fromkeys([pk.column, key.column]))
         plain = self.sql_create_table
         # Written into the template, so that Django goes on making the columns, checks and tablespace.
@@ -40,7 +43,7 @@ class PartitionedSchemaEditorMixin(_SchemaEditor):
 
     def column_sql(
         self, model: type[models.Model], field: models.Field[Any, Any], include_default: bool = False
-    ) -> tuple[str | None, list[Any] | None]:
+    ) -> Any:
         definition, params = super().column_sql(model, field, include_default)
         if definition is not None and field.primary_key and is_partitioned(model):
             definition = definition.replace(" PRIMARY KEY", "", 1)
@@ -63,6 +66,21 @@ class PartitionedSchemaEditorMixin(_SchemaEditor):
         ):
             # params=None: the text is finished, a "%" in a name is no placeholder.
             self.execute(statement.as_string(None), params=None)
+
+    def alter_db_table(self, model: type[models.Model], old_db_table: str, new_db_table: str) -> None:
+        if not is_partitioned(model) or old_db_table == new_db_table:
+            super().alter_db_table(model, old_db_table, new_db_table)
+            return
+        [found] = catalog.read(self.connection, [old_db_table])
+        super().alter_db_table(model, old_db_table, new_db_table)
+        if found is None:
+            return
+        # Tables that were taken off the set know it by name: their mark follows the rename.
+        parent = found.table.sibling(new_db_table.rpartition('"."')[2])
+        for member in (*found.detached, *found.orphans):
+            if member.marker is not None:
+                mark = replace(member.marker, parent=parent)
+                self.execute(mark.comment_on(member.table.sql).as_string(None), params=None)
 
     def alter_field(
         self,
@@ -92,4 +110,4 @@ class PartitionedSchemaEditorMixin(_SchemaEditor):
 
 
 def _is_key(model: type[models.Model], *fields: models.Field[Any, Any]) -> bool:
-    return any(field.name in model._partitioning_meta.key for field in fields)  # type: ignore[attr-defined]
+    return any(field.name in options_of(model).key for field in fields)
