@@ -14,7 +14,7 @@ from django_scaledb.backend.schema import DatabaseSchemaEditor
 from django_scaledb.partitions import errors
 
 
-class DatabaseWrapper(psqlextra.DatabaseWrapper):  # type: ignore[misc]  # untyped
+class DatabaseWrapper(psqlextra.DatabaseWrapper):
     """PostgreSQL with partitioned models."""
 
     SchemaEditorClass = DatabaseSchemaEditor
@@ -26,7 +26,7 @@ class DatabaseWrapper(psqlextra.DatabaseWrapper):  # type: ignore[misc]  # untyp
     def prepare_database(self) -> None:
         """Make hstore only where a model has such a column: an ordinary role must do otherwise."""
         if psqlextra.uses_hstore():
-            super().prepare_database()
+            super().prepare_database()  # type: ignore[no-untyped-call]
         else:
             super(psqlextra.DatabaseWrapper, self).prepare_database()
 

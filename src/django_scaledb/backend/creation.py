@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django_scaledb.backend import psqlextra
 from django_scaledb.conf import settings
 
+if TYPE_CHECKING:
+    from django.db.backends.postgresql.creation import DatabaseCreation as _Creation
+else:
+    # Whatever the base backend has (PostGIS has its own).
+    _Creation = psqlextra.DatabaseWrapper.creation_class
 
-class DatabaseCreation(psqlextra.DatabaseWrapper.creation_class):  # type: ignore[misc]  # untyped
+
+class DatabaseCreation(_Creation):
     """Gives partitioned tables a default partition while a test database is being made.
 
     A test suite saves rows of 1999 and of next century; it should not have to think of partitions
     (``SCALEDB["TEST_DEFAULT_PARTITION"] = False`` turns this off).
     """
+
+    connection: Any
 
     def create_test_db(self, *args: Any, **kwargs: Any) -> str:
         self.connection.accepts_any_period = settings.TEST_DEFAULT_PARTITION

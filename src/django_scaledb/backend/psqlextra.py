@@ -28,7 +28,7 @@ def lift_engine_guard() -> None:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         Manager.__init__(self, *args, **kwargs)
 
-    PostgresManager.__init__ = __init__
+    PostgresManager.__init__ = __init__  # type: ignore[method-assign]
 
 
 def uses_hstore() -> bool:

@@ -6,5 +6,5 @@ from django_scaledb.backend.psqlextra import PostgresSchemaEditor
 from django_scaledb.partitions.schema import PartitionedSchemaEditorMixin
 
 
-class DatabaseSchemaEditor(PartitionedSchemaEditorMixin, PostgresSchemaEditor):  # type: ignore[misc]
+class DatabaseSchemaEditor(PartitionedSchemaEditorMixin, PostgresSchemaEditor):
     """Composes what each feature needs of a schema editor."""

@@ -34,7 +34,7 @@ class UUID7Field(_UUIDField):
         super().__init__(*args, **kwargs)
 
     def deconstruct(self) -> tuple[str, str, list[Any], dict[str, Any]]:
-        name, path, args, kwargs = super().deconstruct()
+        name, _, args, kwargs = super().deconstruct()
         if kwargs.get("default") is uuid7:
             del kwargs["default"]
         return name, "django_scaledb.models.UUID7Field", list(args), kwargs

@@ -47,8 +47,8 @@ class CreatePartitionedModel(CreateModel):
                 self.name,
                 list(self.fields),
                 dict(self.options),
-                tuple(self.bases),
-                list(self.managers),
+                tuple(self.bases or ()),
+                list(self.managers or ()),
                 partitioning_options=self.partitioning_options,
             )
         )

@@ -6,10 +6,13 @@ class, can tell partitioned models by this metaclass.
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from django.db import models
 from django.db.models.base import ModelBase
+
+if TYPE_CHECKING:
+    from django_scaledb.partitions.models import PartitionedModel
 
 UNKNOWN = object()
 
@@ -32,13 +35,13 @@ class PartitioningOptions:
     def key_beside_pk(self, model: type[models.Model]) -> models.Field[Any, Any] | None:
         """The key's field when it is another one than the primary key; asked for with every row."""
         if self._key_beside_pk is UNKNOWN:
-            field = None
+            field: models.Field[Any, Any] | None = None
             if len(self.key) == 1:
                 found = model._meta.get_field(self.key[0])
                 if isinstance(found, models.Field) and not found.primary_key:
                     field = found
             self._key_beside_pk = field
-        return self._key_beside_pk
+        return self._key_beside_pk  # type: ignore[no-any-return]
 
     @property
     def original_attrs(self) -> dict[str, Any]:
@@ -60,6 +63,12 @@ class PartitionedModelBase(ModelBase):
         return new_class
 
 
-def is_partitioned(model: Any) -> TypeGuard[type[models.Model]]:
+def is_partitioned(model: Any) -> TypeGuard[type[PartitionedModel]]:
     """Whether `model` is a `PartitionedModel`, a historical one included."""
     return isinstance(model, PartitionedModelBase)
+
+
+def options_of(model: type[models.Model]) -> PartitioningOptions:
+    """The merged PartitioningMeta of a partitioned model."""
+    assert is_partitioned(model), f"{model} is not a PartitionedModel"
+    return model._partitioning_meta

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.apps import apps as global_apps
 from django.apps.registry import Apps
@@ -12,7 +12,7 @@ from django.db import models
 from django_scaledb.exceptions import ConfigurationError
 from django_scaledb.partitions.config import KeyKind, PartitionConfig, make_config
 from django_scaledb.partitions.fields import UUID7Field
-from django_scaledb.partitions.options import is_partitioned
+from django_scaledb.partitions.options import is_partitioned, options_of
 
 if TYPE_CHECKING:
     from django_scaledb.partitions.models import PartitionedModel
@@ -27,13 +27,13 @@ def partitioned_models(apps: Apps = global_apps) -> list[type[PartitionedModel]]
     ]
 
 
-def key_field(model: type[models.Model]) -> models.Field:  # type: ignore[type-arg]
+def key_field(model: type[models.Model]) -> models.Field[Any, Any]:
     """The field that `model` is partitioned by.
 
     Raises `ConfigurationError` when ``PartitioningMeta.key`` does not name exactly one field.
     """
     label = model._meta.label
-    key = model._partitioning_meta.key  # type: ignore[attr-defined]
+    key = options_of(model).key
     if not key:
         raise ConfigurationError(
             f'{label} has no PartitioningMeta.key; name the field to partition by: key = ["created_at"]'
@@ -54,7 +54,7 @@ def key_field(model: type[models.Model]) -> models.Field:  # type: ignore[type-a
     return field
 
 
-def key_kind(field: models.Field) -> KeyKind:  # type: ignore[type-arg]
+def key_kind(field: models.Field[Any, Any]) -> KeyKind:
     """How `field`'s bounds are written; raises `ConfigurationError` for a type that has no time."""
     if isinstance(field, UUID7Field):
         return KeyKind.UUID7
@@ -76,7 +76,7 @@ def config_for(model: type[models.Model]) -> PartitionConfig:
         model._meta.label,
         field.column,
         key_kind(field),
-        model._partitioning_meta.attrs,  # type: ignore[attr-defined]
+        options_of(model).attrs,
     )
 
 
@@ -88,11 +88,11 @@ def config_for_migration(model: type[models.Model]) -> PartitionConfig:
     """
     field = key_field(model)
     assert field.column is not None
-    attrs = model._partitioning_meta.attrs  # type: ignore[attr-defined]
+    attrs = options_of(model).attrs
     try:
         current = global_apps.get_model(model._meta.app_label, model._meta.model_name)
     except LookupError:
         current = model
     if is_partitioned(current):
-        attrs = {**current._partitioning_meta.attrs, "key": attrs["key"]}
+        attrs = {**options_of(current).attrs, "key": attrs["key"]}
     return make_config(model._meta.label, field.column, key_kind(field), attrs)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from django.apps.registry import Apps
 from django.db import models
 from django.db.migrations.state import ModelState
 
 from django_scaledb.partitions.models import PartitionedModel
-from django_scaledb.partitions.options import PartitioningOptions
+from django_scaledb.partitions.options import PartitioningOptions, is_partitioned
 
 
 class PartitionedModelState(ModelState):
@@ -27,12 +27,13 @@ class PartitionedModelState(ModelState):
 
     @classmethod
     def from_model(cls, model: type[models.Model], exclude_rels: bool = False) -> Self:
-        state = super().from_model(model, exclude_rels)
-        state.partitioning_options = model._partitioning_meta.original_attrs  # type: ignore[attr-defined]
+        state = cast(Self, super().from_model(model, exclude_rels))
+        assert is_partitioned(model)
+        state.partitioning_options = model._partitioning_meta.original_attrs
         return state
 
     def clone(self) -> Self:
-        state = super().clone()
+        state = cast(Self, super().clone())
         state.partitioning_options = dict(self.partitioning_options)
         return state
 
