@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-MAX_BYTES = 63
-"""NAMEDATALEN - 1: PostgreSQL cuts longer names silently, so we never hand it one."""
+MAX_BYTES = 62
+"""PostgreSQL cuts names behind 63 bytes silently, so we never hand it a longer one.
+
+One byte less, because each table has an array type of its name behind an underscore, cut in the same
+way: dozens of names that differ in their last byte alone find no place there (an error on PostgreSQL 15).
+"""
 
 
 @dataclass(frozen=True, order=True)
@@ -31,7 +35,7 @@ class TableName:
 
 
 def fit(stem: str, suffix: str) -> str:
-    """`stem` + `suffix` in at most 63 bytes.
+    """`stem` + `suffix` in at most `MAX_BYTES`.
 
     The suffix is kept whole; a stem that must be cut keeps a digest of itself, so that two long
     stems with the same beginning stay apart. Cuts never split a UTF-8 character.
