@@ -42,31 +42,34 @@ class _Key:
     expected: str
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_milliseconds(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 60_000
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 3600
 
 
 def _is_alias(value: object) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def _are_aliases(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_alias, value))
+
+
+def _is_switch(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+_SECONDS = "a number of seconds above 0, at most 3600"
 _KEYS: Mapping[str, _Key] = {
-    "LOCK_TIMEOUT": _Key(
-        1000,
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 60_000,
-        "a whole number of milliseconds from 1 to 60000",
-    ),
-    "DDL_DEADLINE": _Key(
-        30, lambda v: _is_number(v) and 0 < v <= 3600, "a number of seconds above 0, at most 3600"  # type: ignore[operator]
-    ),
-    "TEST_DEFAULT_PARTITION": _Key(True, lambda v: isinstance(v, bool), "True or False"),
+    "LOCK_TIMEOUT": _Key(1000, _is_milliseconds, "a whole number of milliseconds from 1 to 60000"),
+    "DDL_DEADLINE": _Key(30, _is_seconds, _SECONDS),
+    "TEST_DEFAULT_PARTITION": _Key(True, _is_switch, "True or False"),
     "PRIMARY": _Key("default", _is_alias, "an alias of DATABASES"),
-    "REPLICAS": _Key(
-        (),
-        lambda v: isinstance(v, list | tuple) and all(map(_is_alias, v)),
-        "a list of aliases of DATABASES",
-    ),
-    "MAX_LAG": _Key(10, lambda v: _is_number(v) and v > 0, "a number of seconds above 0"),  # type: ignore[operator]
+    "REPLICAS": _Key((), _are_aliases, "a list of aliases of DATABASES"),
+    "MAX_LAG": _Key(10, _is_seconds, _SECONDS),
 }
 
 
