@@ -202,7 +202,7 @@ def read(connection: BaseDatabaseWrapper, db_tables: Sequence[str]) -> list[Part
     One query, however many tables and partitions there are.
     """
     names = [connection.ops.quote_name(name) for name in db_tables]
-    with _pinned(connection) as cursor:
+    with pinned(connection) as cursor:
         cursor.execute(_SETS, [names, PREFIX])
         rows = cursor.fetchall()
     loose = [_member(json.loads(text)) for position, text in rows if position == 0]
@@ -211,10 +211,18 @@ def read(connection: BaseDatabaseWrapper, db_tables: Sequence[str]) -> list[Part
 
 
 @contextmanager
-def _pinned(connection: BaseDatabaseWrapper) -> Iterator[Any]:
-    """A cursor that reads timestamps in UTC; rolling back takes the settings along."""
+def pinned(connection: BaseDatabaseWrapper, timeout: int = 0) -> Iterator[Any]:
+    """A cursor that reads timestamps in UTC; `timeout` in milliseconds bounds each statement.
+
+    The transaction, or savepoint, is rolled back, and that takes the settings along.
+    """
     with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-        cursor.execute("SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD'")
+        cursor.execute(
+            "SELECT set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true), "
+            "set_config('statement_timeout', coalesce(nullif(%s, '0'), "
+            "current_setting('statement_timeout')), true)",
+            [str(timeout)],
+        )
         yield cursor
         transaction.set_rollback(True, using=connection.alias)
 

@@ -11,6 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
 from django_scaledb.partitions.bounds import Range
+from django_scaledb.partitions.catalog import pinned
 from django_scaledb.partitions.config import PartitionConfig
 from django_scaledb.partitions.marker import Marker
 from django_scaledb.partitions.plan import State
@@ -107,6 +108,36 @@ def movable(connection: BaseDatabaseWrapper, default: int, parent: int) -> Movab
         )
         columns, triggers, acting_keys = cursor.fetchone()
     return Movable(tuple(columns), tuple(triggers), tuple(acting_keys))
+
+
+def ends_of_key(
+    connection: BaseDatabaseWrapper, table: TableName, column: str
+) -> tuple[str | None, str | None] | None:
+    """The least and the greatest key in `table` as text (timestamps in UTC); None when it is empty.
+
+    Both are None when finding them takes long: there is seldom an index on the key alone.
+    """
+    names = {"table": table.sql, "key": sql.Identifier(column)}
+    any_row = sql.SQL("SELECT EXISTS (SELECT FROM {table})").format(**names)
+    ends = sql.SQL(
+        "SELECT (SELECT {key}::text FROM {table} ORDER BY {key} LIMIT 1), "
+        "(SELECT {key}::text FROM {table} ORDER BY {key} DESC LIMIT 1)"
+    ).format(**names)
+    with pinned(connection, ENDS_TIMEOUT) as cursor:
+        cursor.execute(any_row.as_string(connection.connection))
+        if not cursor.fetchone()[0]:
+            return None
+        try:
+            with transaction.atomic(using=connection.alias):
+                cursor.execute(ends.as_string(connection.connection))
+                first, last = cursor.fetchone()
+                return first, last
+        except OperationalError:
+            return None, None
+
+
+ENDS_TIMEOUT = 1000
+"""Milliseconds that a statement of `ends_of_key` may take."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from django_scaledb.exceptions import DDLError, LockNotAvailable, PlanError, Sca
 from django_scaledb.partitions import catalog, registry
 from django_scaledb.partitions.catalog import PartitionSet
 from django_scaledb.partitions.config import PartitionConfig
+from django_scaledb.partitions.overview import no_table
 from django_scaledb.partitions.plan import (
     Action,
     Create,
@@ -211,10 +212,7 @@ class _Run:
         try:
             config = registry.config_for(model)
             if found is None:
-                raise PlanError(
-                    f"there is no table {model._meta.db_table!r} in the database {self.options.using!r}; "
-                    "run manage.py migrate"
-                )
+                raise PlanError(no_table(model, self.options.using))
             actions = planner(config, found.partitions(config)).actions
             worker = Worker(
                 self.connection, config, found, self.options.now, drain_default=self.options.drain_default

@@ -91,7 +91,7 @@ class Result:
             "from": iso(self.range.lower) if self.range else None,
             "to": iso(self.range.upper) if self.range else None,
             "status": self.status.value,
-            "reason": _error_as_json(self.reason),
+            "reason": error_as_json(self.reason),
             "sql": [sent.as_json() for sent in self.sent],
         }
 
@@ -115,7 +115,7 @@ class ModelReport:
         return {
             "model": self.label,
             "table": str(self.table) if self.table else None,
-            "error": _error_as_json(self.error),
+            "error": error_as_json(self.error),
             "actions": [result.as_json() for result in self.results],
         }
 
@@ -158,10 +158,11 @@ class Report:
             "now": iso(self.now),
             "dry_run": self.dry_run,
             "ok": self.ok,
-            "error": _error_as_json(self.error),
+            "error": error_as_json(self.error),
             "models": [model.as_json() for model in self.models],
         }
 
 
-def _error_as_json(error: Exception | None) -> dict[str, str] | None:
+def error_as_json(error: Exception | None) -> dict[str, str] | None:
+    """Type and sentence of an error."""
     return None if error is None else {"type": type(error).__name__, "message": str(error)}
