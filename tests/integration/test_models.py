@@ -422,6 +422,10 @@ class TestWithoutDefaultPartition:
         with pytest.raises(IntegrityError) as caught, transaction.atomic():
             Event.objects.create(happened_at=MARCH, size=-1)
         assert not isinstance(caught.value, NoPartitionError)
+        named = "DO $$ BEGIN RAISE check_violation USING TABLE = 'testapp_event', CONSTRAINT = 'mine'; END $$"
+        with pytest.raises(IntegrityError) as caught, transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(named)
+        assert not isinstance(caught.value, NoPartitionError)
 
 
 def locked_partitions(table: str) -> set[str]:
