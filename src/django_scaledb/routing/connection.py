@@ -81,7 +81,7 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
     # -- connecting
 
     def get_connection_params(self) -> dict[str, Any]:
-        params = super().get_connection_params()
+        params: dict[str, Any] = super().get_connection_params()
         if self.routing_set is not None:
             params["cursor_factory"] = with_mixin(TrackingCursorMixin, params["cursor_factory"])
         elif self.routing_replica is not None:

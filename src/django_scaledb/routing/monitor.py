@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import threading
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +28,7 @@ from django_scaledb.routing.replicas import Replica, ReplicaSet
 from django_scaledb.routing.token import Layout, parse_lsn
 
 logger = logging.getLogger("django_scaledb.routing")
+_Connection = psycopg.AsyncConnection[TupleRow]
 
 #: At most so often a server is asked, in seconds, however many wait.
 _FASTEST = 0.01
@@ -43,8 +47,7 @@ class Monitor:
     def __init__(self) -> None:
         self._loop = asyncio.SelectorEventLoop()
         self._thread = threading.Thread(target=self._run, name="django_scaledb-monitor", daemon=True)
-        self._stopping = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._watches: dict[_Watch, asyncio.Task[None]] = {}
 
     def start(self) -> None:
         self._thread.start()
@@ -55,28 +58,29 @@ class Monitor:
     def stop(self) -> None:
         """End the thread; its connections are closed."""
         if self._thread.is_alive():
-            self._stopping = True
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop)
             self._thread.join(5)
+
+    async def _end(self) -> None:
+        for watch in self._watches:
+            watch.stop()
+        if self._watches:
+            await asyncio.wait(self._watches.values(), timeout=3)
+        self._loop.stop()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_forever()
         finally:
-            for task in self._tasks:
-                task.cancel()
-            if self._tasks:
-                self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
 
     def _begin(self, members: ReplicaSet) -> None:
         wakers = []
         primary = _PrimaryWatch(members)
         for watch in (primary, *(_ReplicaWatch(members, r, primary) for r in members.replicas.values())):
-            task = self._loop.create_task(watch.run())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._watches[watch] = self._loop.create_task(watch.run())
             wakers.append(watch.wake)
         last = 0.0
 
@@ -98,9 +102,31 @@ class _Watch:
     def __init__(self, members: ReplicaSet, alias: str) -> None:
         self.members = members
         self.alias = alias
-        self.connection: psycopg.AsyncConnection[TupleRow] | None = None
+        self.connection: _Connection | None = None
         self._woken = asyncio.Event()
         self._demand_until = 0.0
+        self._stopped = False
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._cut()
+        self._woken.set()
+
+    def _cut(self) -> None:
+        """End what the connection waits for. Cancelling it would make psycopg ask the server to cancel, and wait."""
+        if self.connection is not None and not self.connection.closed:
+            with socket.socket(fileno=os.dup(self.connection.fileno())) as duplicate, suppress(OSError):
+                duplicate.shutdown(socket.SHUT_RDWR)
+
+    async def _within(self, answer: Coroutine[Any, Any, None], deadline: float) -> None:
+        task = asyncio.ensure_future(answer)
+        done, _ = await asyncio.wait([task], timeout=deadline)
+        if not done:
+            self._cut()
+            with suppress(Exception):
+                await task
+            raise TimeoutError
+        await task
 
     def wake(self) -> None:
         self._demand_until = time.monotonic() + _DEMAND
@@ -108,12 +134,10 @@ class _Watch:
 
     async def run(self) -> None:
         try:
-            while True:
+            while not self._stopped:
                 begun = time.monotonic()
                 try:
                     await self._round()
-                except asyncio.CancelledError:
-                    raise
                 except (TimeoutError, psycopg.errors.ConnectionTimeout):
                     await self._disconnect()
                     self.frozen()
@@ -122,6 +146,8 @@ class _Watch:
                     self.failed(str(error))
                 except Exception as error:
                     await self._disconnect()
+                    if self._stopped:
+                        break
                     if not isinstance(error, psycopg.Error | OSError):
                         logger.exception("the monitor stumbled over %s", self.alias)
                     self.failed(_first_line(error))
@@ -131,15 +157,15 @@ class _Watch:
 
     async def _round(self) -> None:
         deadline = self.members.config.read_deadline
-        connection = self.connection
+        connection: Any = self.connection
         if connection is None:
             found = await asyncio.to_thread(parameters, self.alias)
             # psycopg waits two seconds at least, for each address.
             self.connection = connection = await asyncio.wait_for(
                 psycopg.AsyncConnection.connect(**found), max(deadline, _CONNECT_DEADLINE)
             )
-            await asyncio.wait_for(self.connected(connection), deadline)
-        await asyncio.wait_for(self.ask(connection), deadline)
+            await self._within(self.connected(connection), deadline)
+        await self._within(self.ask(connection), deadline)
 
     async def _pause(self, spent: float) -> None:
         """Until the next round is due; less when it is wanted, or when the connection ends."""
@@ -170,22 +196,22 @@ class _Watch:
             with suppress(Exception):
                 await connection.close()
 
-    async def _rows(self, connection: psycopg.AsyncConnection[TupleRow], query: str) -> TupleRow:
+    async def _rows(self, connection: _Connection, query: str) -> TupleRow:
         cursor = await connection.execute(query.encode())
         row = await cursor.fetchone()
         if row is None:
             raise _Unusable("it gave no answer")
         return row
 
-    async def _system(self, connection: psycopg.AsyncConnection[TupleRow]) -> int:
+    async def _system(self, connection: _Connection) -> int:
         try:
             return int((await self._rows(connection, queries.SYSTEM))[0])
         except psycopg.errors.InsufficientPrivilege:
             return 0
 
-    async def connected(self, connection: psycopg.AsyncConnection[TupleRow]) -> None: ...
+    async def connected(self, connection: _Connection) -> None: ...
 
-    async def ask(self, connection: psycopg.AsyncConnection[TupleRow]) -> None: ...
+    async def ask(self, connection: _Connection) -> None: ...
 
     def failed(self, why: str) -> None: ...
 
@@ -198,7 +224,7 @@ class _PrimaryWatch(_Watch):
         self.first_look = asyncio.Event()
         self._system_identifier = 0
 
-    async def connected(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+    async def connected(self, connection: _Connection) -> None:
         self._system_identifier = await self._system(connection)
         timeline, page, segment = await self._rows(connection, queries.PRIMARY_LOG)
         if not timeline:
@@ -208,7 +234,7 @@ class _PrimaryWatch(_Watch):
             raise _Unusable(f"it is on timeline {timeline}, which ended when timeline {known.timeline} began")
         self.members.learn_identity(self._system_identifier, timeline, Layout(page, segment))
 
-    async def ask(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+    async def ask(self, connection: _Connection) -> None:
         floors = {replica.alias: replica.floor for replica in self.members.replicas.values()}
         when = time.monotonic()
         in_recovery, lsn = await self._rows(connection, queries.PRIMARY_STATE)
@@ -238,7 +264,7 @@ class _ReplicaWatch(_Watch):
             await asyncio.wait_for(self.primary.first_look.wait(), self.members.config.read_deadline)
         await super().run()
 
-    async def connected(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+    async def connected(self, connection: _Connection) -> None:
         if self._was_away:
             self.replica.up_since = time.monotonic()
             self._was_away = False
@@ -250,7 +276,7 @@ class _ReplicaWatch(_Watch):
         elif system and known.system and system != known.system:
             raise _Unusable(f"it belongs to cluster {system}, its primary to cluster {known.system}")
 
-    async def ask(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+    async def ask(self, connection: _Connection) -> None:
         begun = time.monotonic()
         in_recovery, lsn, own_lag = await self._rows(connection, queries.REPLICA_STATE)
         if not in_recovery:
