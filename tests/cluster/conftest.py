@@ -43,7 +43,7 @@ def start(standbys: int, postgres: str) -> Cluster:
     try:
         return Cluster(standbys, postgres=postgres).start()
     except PostgresNotFound as error:
-        pytest.skip(str(error))
+        pytest.skip(error.reason)
 
 
 @pytest.fixture(scope="module", params=["embedded", "system"])
