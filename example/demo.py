@@ -248,10 +248,10 @@ def insert_without_partition(cluster: Cluster) -> None:
 
 def keep(cluster: Cluster) -> None:
     heading("The servers stay up until you press Ctrl-C")
-    variables = " ".join(f"{name}={shlex.quote(dsn)}" for name, dsn in connection_variables(cluster).items())
-    show(f"export {variables}")
-    show(f"{shlex.quote(sys.executable)} {shlex.quote(str(HERE / 'manage.py'))} show_partitions")
-    show('psql "$PYPI_MIRROR_PRIMARY"')
+    for name, dsn in connection_variables(cluster).items():
+        print(f"    export {name}={shlex.quote(dsn)}")
+    print(f"    {shlex.quote(sys.executable)} {shlex.quote(str(HERE / 'manage.py'))} show_partitions")
+    print('    psql "$PYPI_MIRROR_PRIMARY"')
     sys.stdout.flush()
     while True:
         signal.pause()
@@ -291,9 +291,10 @@ def attached() -> list[str]:
 def manage(command: str, *arguments: str, lines: int | None = None, **options: object) -> None:
     """Run a management command and show it with what it prints; of long output the first `lines`."""
     show(f"$ manage.py {shlex.join((command, *arguments))}")
-    output = StringIO()
+    output, errors = StringIO(), StringIO()
     try:
-        call_command(command, *arguments, stdout=output, no_color=True, **options)
+        # Not the terminal: there, many partitions at once are a progress bar instead of a line each.
+        call_command(command, *arguments, stdout=output, stderr=errors, no_color=True, **options)
     except SystemExit as end:
         raise RuntimeError(f"manage.py {command} ended with exit code {end.code}") from None
     finally:
@@ -301,6 +302,7 @@ def manage(command: str, *arguments: str, lines: int | None = None, **options: o
         show(*printed[:lines])
         if lines is not None and len(printed) > lines:
             show(f".. and {len(printed) - lines} lines more like these")
+        show(*errors.getvalue().splitlines())
 
 
 def explain(queryset) -> tuple[int, float]:
