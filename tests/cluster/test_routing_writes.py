@@ -11,7 +11,7 @@ from asgiref.sync import sync_to_async
 from django.db import connection, connections, transaction
 from django.db.models import F, Func, IntegerField, Value
 
-from django_scaledb.routing import current_token, explain, use_primary, use_replica, use_token
+from django_scaledb.routing import current_token, explain, registry, use_primary, use_replica, use_token
 from django_scaledb.routing.policy import Reason
 from django_scaledb.testing import Cluster
 from tests.routing import eventually, migrate, routed
@@ -125,7 +125,7 @@ WRITES: dict[str, Callable[[], object]] = {
     "update F": lambda: Account.objects.update(name=F("name")),
     "bulk_create": lambda: Account.objects.bulk_create([Account(name=str(n)) for n in range(3)]),
     "delete": lambda: Account.objects.filter(name="nobody").delete() and account("d").delete(),
-    "queryset delete": lambda: Tag.objects.filter(pk=account("t").pk).delete() and Account.objects.filter(name="x").delete(),
+    "queryset delete": lambda: account("gone") and Account.objects.using("default").filter(name="gone").delete(),
     "get_or_create": lambda: Account.objects.get_or_create(name="new one"),
     "update_or_create": lambda: Account.objects.update_or_create(name="new two"),
     "many to many": lambda: _tagged(),
@@ -379,3 +379,13 @@ def _where_and_close() -> str:
 def test_literal_value_is_no_write() -> None:
     list(Account.objects.annotate(n=Value(1)).values("n")[:1])
     assert where() == "replica1"
+
+
+def test_a_process_that_begins_with_a_token_finds_its_replicas() -> None:
+    Account.objects.create(name="a")
+    token = current_token()
+    registry.forget()
+
+    with use_token(token):
+        assert where() == "default"
+        eventually(lambda: where() == "replica1", 5)

@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .explain import Explanation as Explanation
-    from .explain import decisions as decisions
-    from .explain import explain as explain
+    from .explanation import Explanation as Explanation
+    from .explanation import decisions as decisions
+    from .explanation import explain as explain
     from .middleware import ReadYourWritesMiddleware as ReadYourWritesMiddleware
     from .router import ReplicaRouter as ReplicaRouter
     from .state import current_token as current_token
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from .state import use_token as use_token
 
 _HOMES = {
-    "Explanation": "explain",
+    "Explanation": "explanation",
     "ReadYourWritesMiddleware": "middleware",
     "ReplicaRouter": "router",
     "current_token": "state",
-    "decisions": "explain",
-    "explain": "explain",
+    "decisions": "explanation",
+    "explain": "explanation",
     "use_primary": "state",
     "use_replica": "state",
     "use_token": "state",

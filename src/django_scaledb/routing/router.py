@@ -130,7 +130,9 @@ def _facts(route: _Route, frame: Frame) -> Facts:
         transaction=_transaction(members.primary),
         required=required,
         candidates=() if timeline_unknown and frame.mode is not Mode.STALE_REPLICA else members.candidates,
-        no_candidates=Reason.NOT_REPLAYED if timeline_unknown else members.no_candidates,
+        no_candidates=(
+            Reason.NOT_REPLAYED if timeline_unknown and members.ready.is_set() else members.no_candidates
+        ),
     )
 
 
