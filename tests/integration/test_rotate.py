@@ -223,6 +223,24 @@ def test_hand_made_partitions_and_the_last_one_stay(lab: Lab, meta: Any) -> None
     assert len(lab.bounds("lab_plain")) == 2
 
 
+def test_the_last_one_stays_as_long_as_no_newer_one_could_be_made(
+    lab: Lab, meta: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.create(Plain, now=datetime(2026, 1, 9, tzinfo=UTC))
+    lab.execute(
+        "CREATE TABLE lab_plain_default PARTITION OF lab_plain DEFAULT",
+        *(f"INSERT INTO lab_plain (at) VALUES ('2026-{month}-17')" for month in range(3, 8)),
+    )
+    monkeypatch.setattr(work, "MOVED_ROWS", 0)  # so that no partition can be made
+    meta(Plain, retention="1 month")
+    report = rotate(lab, Plain, now=datetime(2026, 6, 17, tzinfo=UTC))
+    assert [r.status for r in report.models[0].results if r.action == "detach"] == [
+        Status.DONE,
+        Status.SKIPPED,
+    ]
+    assert set(lab.bounds("lab_plain")) == {"lab_plain_y2026m02", "lab_plain_default"}
+
+
 def test_what_was_put_back_by_hand_stays(lab: Lab, meta: Any) -> None:
     lab.create(Plain, now=datetime(2026, 1, 9, tzinfo=UTC))
     meta(Plain, retention="3 months", retention_action="drop", detached_for="1 day")

@@ -319,7 +319,7 @@ class _Run:
 def _needs(item: _Item, other: _Item) -> bool:
     """Whether `item` cannot be done as long as `other`, of the same model, is not."""
     if other is item or other.is_done:
-        return False
+        return item.job.worker.is_last(item.action.partition)
     if isinstance(other.action, Finalize):
         partition = other.action.partition
         match item.action:
@@ -329,6 +329,10 @@ def _needs(item: _Item, other: _Item) -> bool:
                 return settled == partition
             case Detach():
                 return True  # PostgreSQL allows one pending detach in a set
+    if isinstance(other.action, Create) and isinstance(item.action, Detach):
+        # The plan lets the last partition go because of the newer ones it makes; without them it stays.
+        assert item.job.worker is not None
+        return item.job.worker.is_last(item.action.partition)
     return other.left_pending and isinstance(item.action, Detach)
 
 
