@@ -344,4 +344,3 @@ def test_no_monitor_for_a_process_that_does_not_read(calm: Cluster) -> None:
             list(Account.objects.all())
         assert not registry.registry().sets["default"].started
         assert not any("monitor" in t.name for t in threading.enumerate())
-

@@ -125,7 +125,9 @@ WRITES: dict[str, Callable[[], object]] = {
     "update F": lambda: Account.objects.update(name=F("name")),
     "bulk_create": lambda: Account.objects.bulk_create([Account(name=str(n)) for n in range(3)]),
     "delete": lambda: Account.objects.filter(name="nobody").delete() and account("d").delete(),
-    "queryset delete": lambda: account("gone") and Account.objects.using("default").filter(name="gone").delete(),
+    "queryset delete": lambda: (
+        account("gone") and Account.objects.using("default").filter(name="gone").delete()
+    ),
     "get_or_create": lambda: Account.objects.get_or_create(name="new one"),
     "update_or_create": lambda: Account.objects.update_or_create(name="new two"),
     "many to many": lambda: _tagged(),

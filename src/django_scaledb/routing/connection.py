@@ -52,6 +52,8 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
         self._routing_replica: tuple[ReplicaSet, Replica] | None = None
         self._routing_set: ReplicaSet | None = None
         self._routing_connected_at = 0.0
+        #: Of a simulated replica.
+        self.routing_snapshot = ""
         self.routing_writes = WriteTracker(self)
 
     # -- what this connection is
@@ -168,7 +170,11 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
         return FailoverCursorDebugWrapper(cursor, self)
 
     def _cursor(self, name: str | None = None) -> Any:
-        if self.routing_replica is None or not self._routing_may_leave():
+        replica = self.routing_replica
+        if replica is not None and replica[0].simulation is not None:
+            replica[0].simulation.enter(self)
+            return super()._cursor(name)
+        if replica is None or not self._routing_may_leave():
             return super()._cursor(name)
         cause: BaseException | None = None
         try:
@@ -208,6 +214,8 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
         connection = self.connection
         return (
             connection is not None
+            and self.routing_replica is not None
+            and self.routing_replica[0].simulation is None
             and connection.pgconn.parameter_status(b"in_hot_standby") == b"off"
             and self._routing_may_leave()
         )

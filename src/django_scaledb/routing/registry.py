@@ -80,14 +80,25 @@ def forget() -> None:
     monitor.stop()
 
 
+def changed() -> None:
+    """Whoever keeps what it knows of the sets must ask again."""
+    global generation
+    generation += 1
+
+
 def mirror(alias: str) -> None:
     """The replica `alias` is another name of its primary in this test run: read from the primary."""
-    global generation
     found = registry().replicas.get(alias)
     if found is not None:
         _mirrors.add(alias)
         found[0].is_test_mirror = True
-        generation += 1
+        changed()
+
+
+def unmirror(alias: str) -> None:
+    """`alias` is a replica again."""
+    _mirrors.discard(alias)
+    forget()
 
 
 def _forget_when_changed(*, setting: str, **_: Any) -> None:

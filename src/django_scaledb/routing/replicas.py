@@ -15,11 +15,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from django_scaledb.routing import policy
 from django_scaledb.routing.config import SetConfig
 from django_scaledb.routing.policy import Candidate, Reason
 from django_scaledb.routing.token import USUAL_LAYOUT, Layout, Position
+
+if TYPE_CHECKING:
+    from django_scaledb.routing.simulation import SimulatedLag
 
 logger = logging.getLogger("django_scaledb.routing")
 
@@ -88,6 +92,8 @@ class ReplicaSet:
         self.started = False
         self.ready = threading.Event()
         self.is_test_mirror = False
+        #: Stands in for the servers, in tests.
+        self.simulation: SimulatedLag | None = None
         self.choices: tuple[tuple[str, ...], int] = ((), 0)
         self.candidates: tuple[Candidate, ...] = ()
         self.count = itertools.count()
