@@ -319,7 +319,7 @@ class _Run:
 def _needs(item: _Item, other: _Item) -> bool:
     """Whether `item` cannot be done as long as `other`, of the same model, is not."""
     if other is item or other.is_done:
-        return item.job.worker.is_last(item.action.partition)
+        return False
     if isinstance(other.action, Finalize):
         partition = other.action.partition
         match item.action:
