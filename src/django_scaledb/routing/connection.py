@@ -84,13 +84,10 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
 
     def get_connection_params(self) -> dict[str, Any]:
         params: dict[str, Any] = super().get_connection_params()
-        if self.routing_set is not None:
-            params["cursor_factory"] = with_mixin(TrackingCursorMixin, params["cursor_factory"])
-        elif self.routing_replica is not None:
+        if self.routing_replica is not None:
             params.setdefault("connect_timeout", _CONNECT_TIMEOUT)
             # Where the network drops packets; for a host that stands still the monitor looks.
             params.setdefault("tcp_user_timeout", _CONNECT_TIMEOUT * 1000)
-            params["cursor_factory"] = with_mixin(PositionCursorMixin, params["cursor_factory"])
         return params
 
     @property
@@ -147,14 +144,17 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
     # -- cursors
 
     def create_cursor(self, name: str | None = None) -> Any:
+        members, replica = self.routing_set, self.routing_replica
+        if name or (members is None and replica is None):
+            return super().create_cursor(name)
+        # Here and not in the connection's parameters: routing may have been told of it since it was made.
+        mixin = TrackingCursorMixin if members is not None else PositionCursorMixin
+        self.connection.cursor_factory = with_mixin(mixin, self.connection.cursor_factory)
         cursor = super().create_cursor(name)
-        if isinstance(cursor, TrackingCursorMixin):
-            if self.routing_set is not None:
-                cursor.routing_tracker = self.routing_writes
-        elif isinstance(cursor, PositionCursorMixin):
-            replica = self.routing_replica
-            if replica is not None and len(replica[0].replicas) > 1:
-                cursor.routing_wrapper = self
+        if members is not None:
+            cursor.routing_tracker = self.routing_writes
+        elif replica is not None and len(replica[0].replicas) > 1:
+            cursor.routing_wrapper = self
         return cursor
 
     def make_cursor(self, cursor: Any) -> Any:
