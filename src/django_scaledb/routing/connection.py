@@ -121,7 +121,9 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
         """Whether this thread's reads must see what this connection's transaction sees."""
         if is_open and self.routing_set is not None:
             state.thread.open[self.alias] = self
+            state.open_anywhere.add(id(self))
         else:
+            state.open_anywhere.discard(id(self))
             state.thread.open.pop(self.alias, None)
 
     def _set_autocommit(self, autocommit: bool) -> None:

@@ -53,6 +53,8 @@ _lock = threading.Lock()
 _registry: Registry | None = None
 #: The aliases that a test runner made mirrors of their primaries.
 _mirrors: set[str] = set()
+by_model: dict[Any, ReplicaSet] = {}
+"""The set of each model that replicas may serve, as far as the router has met it."""
 generation = 0
 """Changes when the sets were made anew."""
 
@@ -71,12 +73,12 @@ def registry() -> Registry:
 
 def forget() -> None:
     """Make the sets anew at the next use, and stop looking after the present ones."""
-    global _registry, generation
+    global _registry
     from django_scaledb.routing import monitor
 
     with _lock:
         _registry = None
-        generation += 1
+        changed()
     monitor.stop()
 
 
@@ -84,6 +86,7 @@ def changed() -> None:
     """Whoever keeps what it knows of the sets must ask again."""
     global generation
     generation += 1
+    by_model.clear()
 
 
 def mirror(alias: str) -> None:
@@ -108,12 +111,12 @@ def _forget_when_changed(*, setting: str, **_: Any) -> None:
 
 def _after_fork_in_child() -> None:
     """The child looks for itself: threads are not inherited, and the parent's sockets are the parent's."""
-    global _lock, _registry, generation
+    global _lock, _registry
     from django_scaledb.routing import monitor
 
     _lock = threading.Lock()
     _registry = None
-    generation += 1
+    changed()
     monitor.abandon()
 
 

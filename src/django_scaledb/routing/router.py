@@ -11,9 +11,10 @@ from django_scaledb.routing import policy
 from django_scaledb.routing import registry as registries
 from django_scaledb.routing.policy import Decision, Facts, Mode, Reason, Transaction, Verdict
 from django_scaledb.routing.replicas import ReplicaSet
-from django_scaledb.routing.state import Frame, current, outermost, thread
+from django_scaledb.routing.state import Frame, current, open_anywhere, outermost, thread
 
 _current_frame = current.get
+_by_model = registries.by_model
 _MASK = policy.DECK_SIZE - 1
 
 
@@ -38,27 +39,21 @@ class ReplicaRouter:
     a quarter of a second at most.
     """
 
-    def __init__(self) -> None:
-        self._generation = -1
-        self._routes: dict[type[Model], _Route] = {}
-
     # -- Django's questions
 
     def db_for_read(self, model: type[Model], **hints: Any) -> str | None:
-        route = self._routes.get(model)
-        if route is not None and route.always is None and self._generation == registries.generation:
-            members = route.members
+        # The short cut: `policy.decide` would say the same.
+        members = _by_model.get(model)
+        if members is not None and not (open_anywhere and thread.open):
             deck, floor = members.choices
-            if deck and not thread.open:
-                frame = _current_frame() or outermost()
-                if frame.mode is None:
-                    positions = frame.scope.positions
-                    if not positions:
-                        return deck[next(members.count) & _MASK]
-                    identity = members.identity
-                    position = positions.get(identity.system)
-                    if position is not None and position[1] == identity.timeline and position[2] <= floor:
-                        return deck[next(members.count) & _MASK]
+            if deck:
+                unless = (_current_frame() or outermost()).unless
+                if not unless:
+                    return deck[next(members.count) & _MASK]
+                identity = members.identity
+                position = unless.get(identity.system)
+                if position is not None and position[2] <= floor and position[1] == identity.timeline:
+                    return deck[next(members.count) & _MASK]
         return self._read(model)
 
     def db_for_write(self, model: type[Model], **hints: Any) -> str | None:
@@ -84,20 +79,16 @@ class ReplicaRouter:
     # -- the long way
 
     def _route(self, model: type[Model]) -> _Route:
-        if self._generation != registries.generation:
-            self._routes = {}
-            self._generation = registries.generation
-        route = self._routes.get(model)
-        if route is None:
-            registry = registries.registry()
-            meta = model._meta
-            name = meta.model_name or ""
-            reason = Reason.MODEL if registry.config.is_from_primary(meta.app_label, name) else None
-            historical = meta.apps is not apps
-            route = _Route(registry.set_of(meta.app_label, name), Reason.MIGRATION if historical else reason)
-            if not historical:  # those live as long as their migration
-                self._routes[model] = route
-        return route
+        registry = registries.registry()
+        meta = model._meta
+        name = meta.model_name or ""
+        members = registry.set_of(meta.app_label, name)
+        if meta.apps is not apps:  # lives as long as its migration
+            return _Route(members, Reason.MIGRATION)
+        if registry.config.is_from_primary(meta.app_label, name):
+            return _Route(members, Reason.MODEL)
+        _by_model[model] = members
+        return _Route(members, None)
 
     def _read(self, model: type[Model]) -> str:
         members, decision = self.decide(model)

@@ -65,10 +65,14 @@ class Scope:
         positions[position.system] = later(positions.get(position.system), position)
 
 
+#: Not empty, and not the position of any cluster.
+_A_MODE = {-1: Position(-1, 0, 0)}
+
+
 class Frame:
     """One block of a context; `owner` is the object that opened it."""
 
-    __slots__ = ("is_request", "mode", "owner", "parent", "scope")
+    __slots__ = ("is_request", "mode", "owner", "parent", "scope", "unless")
 
     def __init__(
         self,
@@ -81,6 +85,8 @@ class Frame:
     ) -> None:
         self.scope = scope
         self.mode = mode
+        #: What keeps the router from its short cut: positions, which may be none, or that there is a mode.
+        self.unless = scope.positions if mode is None else _A_MODE
         self.parent = parent
         self.owner = owner
         self.is_request = is_request
@@ -97,6 +103,8 @@ class _Thread(threading.local):
 
 current: ContextVar[Frame | None] = ContextVar("django_scaledb.routing", default=None)
 thread = _Thread()
+#: Whether any thread has a transaction open: spares the others a look at their own.
+open_anywhere: set[int] = set()
 _event_loops = Frame(Scope())
 
 
