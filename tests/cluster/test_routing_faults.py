@@ -1,4 +1,4 @@
-"""Replicas that die, freeze, fall behind, are promoted and come back, while an application goes on reading."""
+"""Replicas that die, freeze, fall behind, are promoted and come back, while somebody reads."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_a_recovery_conflict_is_not_seen(calm: Cluster) -> None:
 
 def test_a_transaction_on_a_replica_is_not_moved(cluster: Cluster) -> None:
     with routed(cluster):
-        with pytest.raises(Exception, match="connection|terminat"), transaction.atomic(using="replica1"):
+        with pytest.raises(Exception, match=r"connection|terminat"), transaction.atomic(using="replica1"):
             Account.objects.using("replica1").count()
             cluster.standbys[0].kill()
             Account.objects.using("replica1").count()

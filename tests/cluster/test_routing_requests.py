@@ -1,4 +1,4 @@
-"""Between requests: what a browser wrote it reads, whoever serves it; and the rest of the world is not slowed down."""
+"""Between requests: what a browser wrote it reads, whoever serves it; the others read replicas."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_a_newer_timeline_is_later() -> None:
     ("sql", "kind"),
     [
         ('SELECT "a"."id" FROM "a" WHERE "a"."id" IN (1, 2) AND ("a"."x" = %s OR "a"."y" = %s)', Kind.READ),
-        ("SELECT COUNT(*) AS \"__count\" FROM (SELECT DISTINCT \"a\".\"b\" AS \"c\" FROM \"a\") subquery", Kind.READ),
+        ('SELECT COUNT(*) AS "__count" FROM (SELECT DISTINCT "a"."b" AS "c" FROM "a") subquery', Kind.READ),
         ("(SELECT 1) UNION (SELECT 2)", Kind.READ),
         ("  -- a note\n/* and */ SELECT 'f(x)', 'it''s; fine'", Kind.READ),
         ("SELECT * FROM a FOR UPDATE", Kind.READ),
@@ -156,7 +156,9 @@ def test_whoever_may_serve_is_let_serve(given_facts: Facts) -> None:
     plain = given_facts.mode is None and given_facts.primary_only is None
     if plain and given_facts.transaction is Transaction.NONE:
         fresh = [
-            c for c in given_facts.candidates if given_facts.required is None or c.floor >= given_facts.required
+            c
+            for c in given_facts.candidates
+            if given_facts.required is None or c.floor >= given_facts.required
         ]
         assert list(policy.decide(given_facts).candidates) == fresh
 
@@ -173,7 +175,9 @@ def test_equals_share_by_weight_and_a_slow_one_is_spared() -> None:
     assert policy.deck([], rng) == ()
 
 
-@given(st.lists(st.tuples(st.floats(0.01, 5), st.integers(0, 3)), min_size=1, max_size=60), st.integers(0, 100))
+@given(
+    st.lists(st.tuples(st.floats(0.01, 5), st.integers(0, 3)), min_size=1, max_size=60), st.integers(0, 100)
+)
 def test_lag_is_never_less_than_the_age_of_what_is_missing(steps: list[tuple[float, int]], at: int) -> None:
     history, now, lsn, samples = policy.PrimaryHistory(window=1000), 0.0, 10, []
     for wait, growth in steps:

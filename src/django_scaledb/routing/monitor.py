@@ -113,7 +113,8 @@ class _Watch:
         self._woken.set()
 
     def _cut(self) -> None:
-        """End what the connection waits for. Cancelling it would make psycopg ask the server to cancel, and wait."""
+        """End what the connection waits for. Cancelling it would make psycopg ask the server to cancel, and
+        wait."""
         if self.connection is not None and not self.connection.closed:
             with socket.socket(fileno=os.dup(self.connection.fileno())) as duplicate, suppress(OSError):
                 duplicate.shutdown(socket.SHUT_RDWR)

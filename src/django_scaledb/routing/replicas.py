@@ -7,14 +7,14 @@ and a decision reads without it.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from typing import TYPE_CHECKING
 
 from django_scaledb.routing import policy
@@ -29,6 +29,8 @@ logger = logging.getLogger("django_scaledb.routing")
 
 UNKNOWN = "not looked at yet"
 _DIVERGED = "it has replayed what its primary never wrote: it follows another timeline"
+#: So many decks are laid out at once; when they are used up, the router asks for more.
+_DECKS = 64
 #: Seconds that a replica stays out after a read failed on it: longer each time, until it was well for a
 #: while.
 _FIRST_QUARANTINE = 0.25
@@ -74,8 +76,8 @@ class Replica:
 class ReplicaSet:
     """A primary and its replicas.
 
-    `choices` is what the router's short cut reads: the next choices (none when no replica is healthy) and a
-    position that all of them have replayed. One attribute, so that the two always belong together.
+    `picks` are the next choices, drawn in advance (none when no replica is healthy); `choices` the same and a
+    position that all in it have replayed: one attribute, so that the two always belong together.
     """
 
     def __init__(self, config: SetConfig, start: Callable[[ReplicaSet], None]) -> None:
@@ -94,9 +96,11 @@ class ReplicaSet:
         self.is_test_mirror = False
         #: Stands in for the servers, in tests.
         self.simulation: SimulatedLag | None = None
-        self.choices: tuple[tuple[str, ...], int] = ((), 0)
+        self.picks: Iterator[str] = iter(())
+        self.choices: tuple[Iterator[str], int] = self.picks, 0
+        self._drawn = 0
+        self._taken = 0
         self.candidates: tuple[Candidate, ...] = ()
-        self.count = itertools.count()
         self.reasons: Counter[Reason] = Counter()
         self.lock = threading.RLock()
         self.rng = random.Random()  # noqa: S311  # spreads load
@@ -129,7 +133,8 @@ class ReplicaSet:
     def decisions(self) -> dict[str, int]:
         """How many reads were sent where, by reason, since this process began."""
         counts = Counter({reason.name.lower(): n for reason, n in self.reasons.items()})
-        counts[Reason.REPLICA.name.lower()] += _value(self.count)
+        # Not counted one by one: how many of the choices are gone.
+        counts[Reason.REPLICA.name.lower()] += self._taken + self._drawn - length_hint(self.picks)
         return dict(counts)
 
     # -- what is learnt
@@ -256,12 +261,16 @@ class ReplicaSet:
         """Draw the choices anew."""
         with self.lock:
             self._refresh_candidates()
-            self.choices = policy.deck(self.candidates, self.rng), self._lowest_floor()
+            self._taken += self._drawn - length_hint(self.picks)
+            drawn = policy.deck(self.candidates, self.rng) * _DECKS
+            self._drawn = len(drawn)
+            self.picks = iter(drawn)
+            self.choices = self.picks, self._lowest_floor()
 
     def _publish_floor(self) -> None:
         with self.lock:
             self._refresh_candidates()
-            self.choices = self.choices[0], self._lowest_floor()
+            self.choices = self.picks, self._lowest_floor()
 
     def _refresh_candidates(self) -> None:
         self.candidates = tuple(
@@ -270,8 +279,3 @@ class ReplicaSet:
 
     def _lowest_floor(self) -> int:
         return min((c.floor for c in self.candidates), default=0)
-
-
-def _value(count: itertools.count[int]) -> int:
-    """How often `next()` was called, without calling it."""
-    return int(repr(count)[len("count(") : -1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import length_hint
 from typing import Any
 
 from django.apps import apps
@@ -15,7 +16,6 @@ from django_scaledb.routing.state import Frame, current, open_anywhere, outermos
 
 _current_frame = current.get
 _by_model = registries.by_model
-_MASK = policy.DECK_SIZE - 1
 
 
 class _Route:
@@ -45,15 +45,18 @@ class ReplicaRouter:
         # The short cut: `policy.decide` would say the same.
         members = _by_model.get(model)
         if members is not None and not (open_anywhere and thread.open):
-            deck, floor = members.choices
-            if deck:
-                unless = (_current_frame() or outermost()).unless
-                if not unless:
-                    return deck[next(members.count) & _MASK]
+            unless = (_current_frame() or outermost()).unless
+            alias = None
+            if not unless:
+                alias = next(members.picks, None)
+            else:
+                picks, floor = members.choices
                 identity = members.identity
                 position = unless.get(identity.system)
                 if position is not None and position[2] <= floor and position[1] == identity.timeline:
-                    return deck[next(members.count) & _MASK]
+                    alias = next(picks, None)
+            if alias is not None:
+                return alias
         return self._read(model)
 
     def db_for_write(self, model: type[Model], **hints: Any) -> str | None:
@@ -96,6 +99,8 @@ class ReplicaRouter:
         if decision.reason is Reason.NOT_REPLAYED:
             members.nudge()
         if decision.candidates:
+            if length_hint(members.picks) == 0:
+                members.publish()
             return members.next_replica(decision.candidates)
         return members.primary
 

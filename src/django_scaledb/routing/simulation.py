@@ -11,10 +11,10 @@
                 self.assertContains(self.client.get("/reviews/"), "...")   # fails when it is read too early
 
 Inside, the replicas answer from a snapshot of the test database as it was when the block began, and routing
-treats them as standbys that have replayed just that: a read that routing lets through too early, or that bypasses
-it, sees old data. Rows must be committed to be seen at all, which is what `TransactionTestCase` (pytest-django:
-``django_db(transaction=True, databases=[...])``) is for; in a `TestCase` everything is one transaction, and all
-reads go to the primary.
+treats them as standbys that have replayed just that: a read that routing lets through too early, or that
+bypasses it, sees old data. Rows must be committed to be seen at all, which is what `TransactionTestCase`
+(pytest-django: ``django_db(transaction=True, databases=[...])``) is for; in a `TestCase` everything is one
+transaction, and all reads go to the primary.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class SimulatedLag:
 def simulated_lag(seconds: float | None = None, *, primary: str = "default") -> Iterator[SimulatedLag]:
     """The replicas of `primary` stand still inside; with `seconds` they catch up each time that has passed.
 
-    Raises `ConfigurationError` when `primary` has no replica. Connections of other threads to the replicas must be
-    closed before the block ends.
+    Raises `ConfigurationError` when `primary` has no replica. Connections of other threads to the replicas
+    must be closed before the block ends.
     """
     members = registries.registry().sets.get(primary)
     if members is None or not members.replicas:

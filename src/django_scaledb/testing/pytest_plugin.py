@@ -3,7 +3,7 @@
 ``scaledb_cluster``          one primary and one standby, for the whole session
 ``scaledb_fresh_cluster``    one of its own for this test, which may destroy it; the marker
                              ``@pytest.mark.scaledb_cluster(standbys=2, settings={...})`` says more
-``scaledb_lag``              replicas that stand still, without a standby: `django_scaledb.testing.simulated_lag`
+``scaledb_lag``              replicas that stand still, without a standby: see `simulated_lag`
 ``scaledb_cluster_factory``  ``factory(standbys=2, ...)`` starts one more, for the whole session
 
 Nothing is imported or started until a test asks for a fixture. Where no PostgreSQL is found these tests are
