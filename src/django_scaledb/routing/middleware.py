@@ -1,7 +1,8 @@
 """Carries what a browser or an API client has written from one request to the next.
 
-``MIDDLEWARE = [..., "django_scaledb.routing.ReadYourWritesMiddleware"]``, as the last: what middleware outside of it
-writes (a session that is saved at the end) neither sets the cookie nor counts in the next request.
+``MIDDLEWARE = [..., "django_scaledb.routing.ReadYourWritesMiddleware"]``, as the last: what middleware
+outside of it writes (a session that is saved at the end) neither sets the cookie nor counts in the next
+request.
 """
 
 from __future__ import annotations

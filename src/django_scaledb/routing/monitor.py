@@ -105,10 +105,10 @@ class _Watch:
         self.connection: _Connection | None = None
         self._woken = asyncio.Event()
         self._demand_until = 0.0
-        self._stopped = False
+        self._stopped = asyncio.Event()
 
     def stop(self) -> None:
-        self._stopped = True
+        self._stopped.set()
         self._cut()
         self._woken.set()
 
@@ -135,7 +135,7 @@ class _Watch:
 
     async def run(self) -> None:
         try:
-            while not self._stopped:
+            while not self._stopped.is_set():
                 begun = time.monotonic()
                 try:
                     await self._round()
@@ -147,7 +147,7 @@ class _Watch:
                     self.failed(str(error))
                 except Exception as error:
                     await self._disconnect()
-                    if self._stopped:
+                    if self._stopped.is_set():
                         break
                     if not isinstance(error, psycopg.Error | OSError):
                         logger.exception("the monitor stumbled over %s", self.alias)
