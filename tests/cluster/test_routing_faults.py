@@ -169,6 +169,19 @@ def _repair(cluster: Cluster, fault: str) -> float:
     return 15
 
 
+def test_a_promoted_standby_is_left_with_its_first_answer(cluster: Cluster) -> None:
+    """Before the monitor looks again: the answer itself says that it comes from a primary."""
+    promoted = cluster.standbys[0]
+    with routed(cluster, POLL_INTERVAL=30):
+        where()
+        eventually(lambda: len(in_use()) == 2, 5)
+        assert Account.objects.using("replica1").count() == 1
+        promoted.promote()
+        promoted.execute("INSERT INTO testapp_account (name) VALUES ('of another history')", dbname="app")
+        assert Account.objects.using("replica1").count() == 1
+        assert in_use() == {"replica2"}
+
+
 def test_a_dead_primary_is_not_missed_by_reads(cluster: Cluster) -> None:
     with routed(cluster, max_age=600):
         where()

@@ -2,7 +2,8 @@
 
 The position must be taken AFTER the commit (replay passes one taken before it while the rows are not yet
 visible), and from `pg_current_wal_insert_lsn()` (with ``synchronous_commit = off`` the written and the
-flushed position are too low). It is asked for in the same message as the COMMIT, so that it costs no round trip:
+flushed position are too low). It is asked for in the same message as the COMMIT, so that it costs no round
+trip:
 
 - a transaction that may have written ends with ``COMMIT; SELECT pg_current_wal_insert_lsn()``;
 - one whose statements only read, as far as their text tells, is also asked whether it has a transaction id,
