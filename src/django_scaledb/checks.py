@@ -14,7 +14,13 @@ from django_scaledb.routing import checks as routing_checks
 def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """The SCALEDB setting: unknown keys and values that cannot be."""
     return [
-        checks.Error(f"{problem.message}.", hint=problem.hint, id="django_scaledb.E011")
+        checks.Error(
+            f"settings.SCALEDB[{problem.key!r}]: {problem.message}."
+            if problem.key
+            else f"{problem.message}.",
+            hint=problem.hint,
+            id="django_scaledb.E011",
+        )
         for problem in conf.problems()
     ]
 

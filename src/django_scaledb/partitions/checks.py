@@ -234,7 +234,7 @@ def _check_partition_sets(
         except ScaleDBError as error:
             convert = "" if found.is_partitioned else " The table has to become a partitioned one first."
             yield Warning(
-                f"{connection.alias}: {error}.",
+                f"{error} (database {connection.alias!r}).",
                 hint="Rotation leaves this model alone until table and PartitioningMeta agree." + convert,
                 obj=model,
                 id="django_scaledb.W003",
