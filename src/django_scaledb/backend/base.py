@@ -10,15 +10,18 @@ from django.utils.functional import cached_property
 
 from django_scaledb.backend import psqlextra
 from django_scaledb.backend.creation import DatabaseCreation
+from django_scaledb.backend.operations import DatabaseOperations
 from django_scaledb.backend.schema import DatabaseSchemaEditor
+from django_scaledb.counters.connection import CounterConnectionMixin
 from django_scaledb.partitions import errors
 
 
-class DatabaseWrapper(psqlextra.DatabaseWrapper):
-    """PostgreSQL with partitioned models."""
+class DatabaseWrapper(CounterConnectionMixin, psqlextra.DatabaseWrapper):
+    """PostgreSQL with partitioned models and counters."""
 
     SchemaEditorClass = DatabaseSchemaEditor
     creation_class = DatabaseCreation
+    ops_class = DatabaseOperations
 
     accepts_any_period = False
     """Whether new partitioned tables get a default partition (test databases do)."""
