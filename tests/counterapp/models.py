@@ -111,3 +111,55 @@ class DownloadsEver(CounterModel):
         source = "counterapp.Download"
         totals = {"total": Count("*"), "bytes": Sum("size")}
         on_detach = "keep"
+
+
+class Shipment(PartitionedModel):
+    """What a counter by trigger counts on a partitioned table."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, null=True)
+    size = models.BigIntegerField(null=True, default=0)
+    at = models.DateTimeField()
+
+    class PartitioningMeta:
+        key = ["at"]
+        interval = "1 year"
+
+
+class DeliveriesPerProject(CounterModel):
+    class CounterMeta:
+        source = "counterapp.Delivery"
+        group_by = ["project"]
+        totals = {"total": Count("*"), "bytes": Sum("size")}
+        mechanism = "trigger"
+
+
+class DeliveriesInAll(CounterModel):
+    class CounterMeta:
+        source = "counterapp.Delivery"
+        totals = {"total": Count("*"), "sized": Count("size"), "mean": Avg("size")}
+        mechanism = "trigger"
+
+
+class DeliveriesPerKind(CounterModel):
+    class CounterMeta:
+        source = "counterapp.Delivery"
+        group_by = ["kind", TruncMonth("at")]
+        where = Q(yanked=False) & ~Q(kind="100% \\ 'hidden'")
+        totals = {"total": Count("*"), "large": Count("pk", filter=Q(size__gt=100)), "bytes": Sum("size")}
+        mechanism = "trigger"
+
+
+class DeliveriesPerOwner(CounterModel):
+    class CounterMeta:
+        source = "counterapp.Delivery"
+        group_by = {"owner": "project__owner", "country": "project__owner__country"}
+        totals = {"total": Count("*"), "bytes": Sum("size")}
+        mechanism = "trigger"
+
+
+class ShipmentsPerProject(CounterModel):
+    class CounterMeta:
+        source = "counterapp.Shipment"
+        group_by = ["project"]
+        totals = {"total": Count("*"), "bytes": Sum("size")}
+        mechanism = "trigger"

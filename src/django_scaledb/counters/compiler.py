@@ -197,18 +197,18 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
         upserts = self.query.on_conflict == OnConflict.UPDATE  # type: ignore[attr-defined]
         if not writes or not (writes.counters or upserts):
             return super().execute_sql(returning_fields)
-        self.returning_fields = returning_fields
+        wanted = len(returning_fields or ())
+        run = self._inserted
+        if upserts:
+            run = self._upserted if self.connection.pg_version >= RETURNING_OLD else self._upserted_before_18  # type: ignore[attr-defined]
+        # Before PostgreSQL 18 a WHERE comes between the statement and its RETURNING.
+        self.returning_fields = returning_fields if run != self._upserted_before_18 else None
         try:
             ((text, params),) = self.as_sql()
         except EmptyResultSet:
             return []
-        wanted = len(returning_fields or ())
-        if not upserts:
-            rows = _together(self.connection, lambda: self._inserted(writes, text, params, wanted))
-        elif self.connection.pg_version >= RETURNING_OLD:  # type: ignore[attr-defined]
-            rows = _together(self.connection, lambda: self._upserted(writes, text, params, wanted))
-        else:
-            rows = _together(self.connection, lambda: self._upserted_before_18(writes, text, params, wanted))
+        self.returning_fields = returning_fields
+        rows = _together(self.connection, lambda: run(writes, text, params, wanted))
         if not returning_fields:
             return []
         cols = [field.get_col(self.query.get_meta().db_table) for field in returning_fields]
@@ -290,33 +290,33 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
         return [row[:wanted] for row in rows]
 
     def _upserted_before_18(self, writes: WriteSet, text: str, params: Sequence[Any], wanted: int) -> list[Any]:
-        """The same on PostgreSQL 14-17: lock and read the rows that will be replaced, then upsert.
+        """The same on PostgreSQL 14-17: lock and read the rows that will be replaced, replace only those.
 
-        A row that somebody commits in between is noticed (it was replaced, but was not read), and
-        the pair is run again; the next snapshot has it.
+        A row that somebody commits in between is then neither replaced nor returned; that is
+        noticed, and the pair is run again with the next snapshot, which has the row.
         """
         safe = writes.escaped
         meta = self.query.get_meta()
-        table, pk = quote(meta.db_table), quote(meta.pk.column)
+        table, pk = quote(meta.db_table), f"{quote(meta.db_table)}.{quote(meta.pk.column)}::text"
         hops = [f"{table}.{quote(column)}::text" for hop in safe.hops for column in (hop.pk, hop.value)]
-        beside = [*safe.beside(), *hops]
-        old_text, old_params = self._old_rows(meta, [f"{table}.{pk}::text", *beside])
-        # xmax is 0 for a row that was inserted; the lock that ON CONFLICT takes first leaves it set.
-        write = self._and_returning(text, wanted, [*beside, f"{table}.{pk}::text", f"{table}.xmax = 0"])
+        reported = [pk, *safe.beside(), *hops]
+        old_text, old_params = self._old_rows(meta, reported)
+        returned = [f"{table}.{quote(field.column)}" for field in self.returning_fields or ()]
+        write = f"{text} WHERE {pk} = ANY(%s) RETURNING {', '.join([*returned, *reported])}"
+        expected = len(self.query.objs)  # type: ignore[attr-defined]
         for _ in range(ATTEMPTS):
             try:
                 with transaction.atomic(using=self.using):
-                    old = {row[0]: row[1:] for row in self._run(old_text, old_params)}
-                    rows = self._run(write, params)
-                    if any(not inserted and key not in old for *_, key, inserted in rows):
+                    old = {row[0]: row for row in self._run(old_text, old_params)}
+                    rows = self._run(write, [*params, list(old)])
+                    if len(rows) < expected:
                         raise _RowAppeared
-                    self._book(writes, rows, wanted, 1)
-                    replaced = [(old[key], row) for row in rows for key, inserted in [row[-2:]] if not inserted]
-                    end = self._book(writes, [before for before, _ in replaced], 0, -1)
-                    for i, hop in enumerate(writes.hops):
+                    self._book(writes, rows, wanted + 1, 1)
+                    replaced = [(old[row[wanted]], row[wanted:]) for row in rows if row[wanted] in old]
+                    end = self._book(writes, [before for before, _ in replaced], 1, -1)
+                    for at, hop in zip(range(end, end + 2 * len(writes.hops), 2), writes.hops, strict=True):
                         for before, after in replaced:
-                            at = end + 2 * i
-                            if before[at + 1] != after[wanted + at + 1]:
+                            if before[at + 1] != after[at + 1]:
                                 self.connection.counter_deltas.remember(  # type: ignore[attr-defined]
                                     (hop.table, hop.value), before[at], before[at + 1]
                                 )
@@ -324,8 +324,8 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
             except _RowAppeared:
                 continue
         raise ScaleDBError(
-            f"cannot count an upsert into {meta.db_table}: {ATTEMPTS} times it replaced rows that nobody could "
-            "see before; run it again, or declare the counters of this model with mechanism = \"trigger\""
+            f"cannot count an upsert into {meta.db_table}: {ATTEMPTS} times it met rows that were committed while "
+            'it ran; run it again, or declare the counters of this model with mechanism = "trigger"'
         )
 
     def _old_rows(self, meta: Any, columns: Sequence[str]) -> tuple[str, list[Any]]:

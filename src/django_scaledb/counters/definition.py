@@ -96,13 +96,13 @@ class Definition:
 
     @cached_property
     def identity(self) -> str:
-        """Twelve hex digits that name this counter in settings, functions and advisory locks."""
-        return hashlib.sha256(self.label.encode()).hexdigest()[:12]
+        """Twelve hex digits that name this counter in settings and functions."""
+        return identity_of(self.label)
 
     @property
     def lock_id(self) -> int:
         """The key of this counter's advisory locks, a signed 64-bit number."""
-        digest = hashlib.sha256(f"django_scaledb.counters:{self.label}".encode()).digest()
+        digest = hashlib.sha256(f"django_scaledb.counters:{self.label.lower()}".encode()).digest()
         return int.from_bytes(digest[:8], "big", signed=True)
 
     @cached_property
@@ -110,6 +110,11 @@ class Definition:
         """The same with each ``%`` doubled, for statements that are run with parameters."""
         escaped: Definition = _escape(self)
         return escaped
+
+
+def identity_of(label: str) -> str:
+    """The identity of the counter called `label` (``app_label.ModelName``, in any case)."""
+    return hashlib.sha256(label.lower().encode()).hexdigest()[:12]
 
 
 def _escape(value: Any) -> Any:

@@ -66,7 +66,7 @@ class CounterOptions:
         if isinstance(self.group_by, dict):
             pairs = self.group_by.items()
         else:
-            pairs = [(self._name_of(item), item) for item in self.group_by]
+            pairs = [item if isinstance(item, tuple) else (self._name_of(item), item) for item in self.group_by]
         found: dict[str, Any] = {}
         for name, item in pairs:
             if name in found or name in self.totals or name in ("id", "pk"):
