@@ -252,7 +252,9 @@ def test_create_database_for_the_application(pair: Cluster) -> None:
 # -- from here on the pair is changed for good; keep this order
 
 
-def test_add_standby(pair: Cluster) -> None:
+def test_add_standby(pair: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGOPTIONS", "-c no_such_setting=1")
+    monkeypatch.setenv("PGREQUIREPEER", "somebody-else")
     node = pair.add_standby()
     assert node is pair.standbys[2]
     assert node.name == "standby3"

@@ -7,8 +7,11 @@ from datetime import UTC, datetime
 import pytest
 from django.contrib import admin
 from django.core.management import call_command
+from django.db import connection, models
 from django.forms import modelform_factory
+from django.test.utils import isolate_apps
 from django.urls import reverse
+from psqlextra.models import PostgresPartitionedModel
 from rest_framework import serializers, viewsets
 from rest_framework.test import APIRequestFactory
 
@@ -110,3 +113,23 @@ def test_related_managers_reach_into_the_partitions():
     assert Event.objects.prefetch_related("tags").get().tags.count() == 3
     event.comment_set.create(text="hello")
     assert event.comment_set.get().event == event
+
+
+@isolate_apps("tests.testapp")
+def test_partitioned_models_of_django_postgres_extra_stay_its_own():
+    class Theirs(PostgresPartitionedModel):
+        at = models.DateTimeField()
+
+        class Meta:
+            app_label = "testapp"
+
+        class PartitioningMeta:
+            key = ["at"]
+
+    with connection.schema_editor() as editor:
+        editor.create_partitioned_model(Theirs)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_get_partkeydef('testapp_theirs'::regclass)")
+        assert cursor.fetchone() == ("RANGE (at)",)
+        cursor.execute("SELECT count(*) FROM pg_inherits WHERE inhparent = 'testapp_theirs'::regclass")
+        assert cursor.fetchone() == (0,)

@@ -16,6 +16,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
+from django_scaledb.partitions.uuid7 import uuid7_floor
 from tests.testapp.models import Account, Comment, Event, Odd, Reading, Span, Tag, Trace
 
 pytestmark = pytest.mark.django_db
@@ -401,7 +402,6 @@ class TestWithoutDefaultPartition:
 
     def test_it_speaks_for_dates_uuids_updates_and_raw_sql(self):
         from django_scaledb.exceptions import NoPartitionError
-        from django_scaledb.partitions.uuid7 import uuid7_floor
 
         with pytest.raises(NoPartitionError, match="--from 1999-12-31 --to"), transaction.atomic():
             Reading.objects.create(day=date(1999, 12, 31), value=1)
@@ -422,3 +422,77 @@ class TestWithoutDefaultPartition:
         with pytest.raises(IntegrityError) as caught, transaction.atomic():
             Event.objects.create(happened_at=MARCH, size=-1)
         assert not isinstance(caught.value, NoPartitionError)
+        named = "DO $$ BEGIN RAISE check_violation USING TABLE = 'testapp_event', CONSTRAINT = 'mine'; END $$"
+        with pytest.raises(IntegrityError) as caught, transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(named)
+        assert not isinstance(caught.value, NoPartitionError)
+
+
+def locked_partitions(table: str) -> set[str]:
+    """Partitions on which this transaction holds a lock (each statement's stay until its end)."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT l.relation::regclass::text FROM pg_locks l JOIN pg_inherits i ON i.inhrelid = l.relation "
+            "WHERE l.pid = pg_backend_pid() AND i.inhparent = %s::regclass",
+            [table],
+        )
+        return {name for (name,) in cursor.fetchall()}
+
+
+FIRST = datetime(2001, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def two_hundred(transactional_db):
+    """Partitions of a day each, committed, so that the locks of making them are gone."""
+    with connection.cursor() as cursor:
+        for number in range(200):
+            lower, upper = (FIRST + timedelta(days=n) for n in (number, number + 1))
+            cursor.execute(
+                f"CREATE TABLE event_{number} PARTITION OF testapp_event "
+                f"FOR VALUES FROM ('{lower}') TO ('{upper}')"
+            )
+            cursor.execute(
+                f"CREATE TABLE trace_{number} PARTITION OF testapp_trace "
+                f"FOR VALUES FROM ('{uuid7_floor(lower)}') TO ('{uuid7_floor(upper)}')"
+            )
+    yield
+    with connection.cursor() as cursor:
+        for number in range(200):
+            cursor.execute(f"ALTER TABLE testapp_trace DETACH PARTITION trace_{number}")
+            cursor.execute(f"DROP TABLE event_{number}, trace_{number}")
+
+
+def move(event: Event) -> None:
+    event.happened_at += timedelta(days=1)
+    event.save()
+
+
+def test_of_two_hundred_partitions_an_instance_locks_its_own(two_hundred):
+    moment = FIRST + timedelta(days=77)
+    acts = {
+        "save": Event.save,
+        "save_update_fields": lambda event: event.save(update_fields=["size"]),
+        "refresh": Event.refresh_from_db,
+        "deferred field": lambda event: event.happened_at and event.size,
+        "move": move,
+        "delete": Event.delete,
+    }
+    event = Event.objects.create(happened_at=moment, size=1)
+    for name, act in acts.items():
+        instance = Event.objects.defer("size").get(pk=event.pk, happened_at=moment)
+        with transaction.atomic():
+            act(instance)
+            locked = locked_partitions("testapp_event")
+        moment = instance.happened_at
+        own = f"event_{(moment - FIRST).days}"
+        assert locked == ({"event_77", own} if name == "move" else {own}), name
+
+
+def test_of_two_hundred_partitions_a_uuid7_locks_its_own(two_hundred):
+    first = uuid7_floor(FIRST + timedelta(days=77))
+    trace = Trace.objects.create(id=uuid.UUID(int=first.int | 7 << 76 | 2 << 62), name="x")
+    for act in (lambda: Trace.objects.get(pk=trace.pk), trace.save, trace.refresh_from_db, trace.delete):
+        with transaction.atomic():
+            act()
+            assert locked_partitions("testapp_trace") == {"trace_77"}

@@ -55,7 +55,7 @@ def create(
             *moving,
             _attach(parent, table, wanted.for_values(config.key_kind)),
             Statement(uncheck),
-            Statement(_comment(table, marker)),
+            Statement(marker.comment_on(table.sql)),
         ),
         nowait=_attach_locks(parent),
     )
@@ -69,7 +69,7 @@ def create_default(parent: PartitionSet, table: TableName) -> Step:
         (
             *_make(parent, table),
             _attach(parent, table, sql.SQL("DEFAULT")),
-            Statement(_comment(table, marker)),
+            Statement(marker.comment_on(table.sql)),
         ),
         nowait=_attach_locks(parent),
     )
@@ -115,7 +115,7 @@ def mark_retiring(parent: PartitionSet, partition: Member, bounds: Range | None)
     lock = Lock(partition.table, LockMode.SHARE_UPDATE_EXCLUSIVE)
     return Step(
         f"mark partition {partition.table} as retiring",
-        (Statement(_comment(partition.table, marker), (lock,)),),
+        (Statement(marker.comment_on(partition.table.sql), (lock,)),),
     )
 
 
@@ -141,7 +141,7 @@ def detach(parent: PartitionSet, partition: Member, bounds: Range | None) -> Ste
         f"detach partition {partition.table}",
         (
             Statement(statement, locks),
-            Statement(_comment(partition.table, marker), (Lock(partition.table, whole),)),
+            Statement(marker.comment_on(partition.table.sql), (Lock(partition.table, whole),)),
         ),
         nowait=locks,
     )
@@ -172,7 +172,7 @@ def settle(
         drops.append(Statement(query, (own, Lock(target, LockMode.ACCESS_EXCLUSIVE))))
     marker = Marker(MarkState.DETACHED, parent.table, bounds, now)
     comment = Statement(
-        _comment(partition.table, marker), (Lock(partition.table, LockMode.SHARE_UPDATE_EXCLUSIVE),)
+        marker.comment_on(partition.table.sql), (Lock(partition.table, LockMode.SHARE_UPDATE_EXCLUSIVE),)
     )
     strong = dict.fromkeys(lock for statement in drops for lock in statement.locks)
     return Step(f"settle detached table {partition.table}", (*drops, comment), nowait=tuple(strong))
@@ -237,7 +237,3 @@ def _detaching(summary: str, parent: PartitionSet, partition: Member, query: sql
     strong = (Lock(partition.table, LockMode.ACCESS_EXCLUSIVE), *_key_locks(parent))
     statement = Statement(query, (Lock(parent.table, LockMode.SHARE_UPDATE_EXCLUSIVE), *strong))
     return Step(summary, (statement,), transactional=False, nowait=strong)
-
-
-def _comment(table: TableName, marker: Marker) -> sql.Composed:
-    return sql.SQL("COMMENT ON TABLE {} IS {}").format(table.sql, sql.Literal(str(marker)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from django.db import NotSupportedError, models
-from django.utils import timezone
 
 from django_scaledb.partitions import catalog, registry
 from django_scaledb.partitions.first import first_partitions
@@ -54,15 +54,19 @@ class PartitionedSchemaEditorMixin(_SchemaEditor):
         if is_partitioned(model):
             self.create_first_partitions(model)
 
-    # django-postgres-extra's operations call these names.
-    create_partitioned_model = create_model
+    def create_partitioned_model(self, model: type[models.Model]) -> None:
+        """What django-postgres-extra's operations call; its own partitioned models stay its own."""
+        if is_partitioned(model):
+            self.create_model(model)
+        else:
+            super().create_partitioned_model(model)  # type: ignore[misc]
 
     def create_first_partitions(self, model: type[models.Model]) -> None:
         """The current period and `premake` more, so that a fresh table takes rows at once."""
         config = registry.config_for_migration(model)
         with_default = config.default_partition or getattr(self.connection, "accepts_any_period", False)
         for statement in first_partitions(
-            model._meta.db_table, config, timezone.now(), with_default=with_default
+            model._meta.db_table, config, datetime.now(UTC), with_default=with_default
         ):
             # params=None: the text is finished, a "%" in a name is no placeholder.
             self.execute(statement.as_string(None), params=None)

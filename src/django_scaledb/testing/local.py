@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from . import reaper
 from .errors import ClusterError
@@ -61,11 +60,6 @@ class LocalNode(Node):
     def pid(self) -> int | None:
         """The postmaster's process id."""
         return self._process.pid if self._process else None
-
-    def conninfo(self, *, superuser: bool = False, dbname: str | None = None, **options: Any) -> str:
-        # Not to be led astray by the caller's PG* variables.
-        steady = {"target_session_attrs": "any", "application_name": "", "options": ""}
-        return super().conninfo(superuser=superuser, dbname=dbname, **{**steady, **options})
 
     @property
     def is_running(self) -> bool:
@@ -215,7 +209,7 @@ class LocalBackend:
         self.account = server_account()
         self.base = _free_directory(self.account, directory)
         self.nodes: list[LocalNode] = []
-        self._reaper: reaper.Reaper | None = reaper.Reaper(str(self.base))
+        self._reaper: reaper.Reaper | None = reaper.Reaper.of_directory(str(self.base))
         self._owner = os.getpid()
         try:
             self.base.mkdir(mode=0o700)
@@ -310,7 +304,7 @@ class LocalBackend:
         used = {node.name for node in self.nodes}
         while (name := f"standby{number}" if number else "primary") in used:
             number += 1
-        port = _free_port({node.port for node in self.nodes}) if self.tcp else _FIRST_PORT + number
+        port = free_port({node.port for node in self.nodes}) if self.tcp else _FIRST_PORT + number
         node = LocalNode(self, name, "127.0.0.1" if self.tcp else str(self.base), port, self.access)
         self.nodes.append(node)
         return node
@@ -429,7 +423,7 @@ def _can_enter(path: Path, account: Account) -> bool:
     return True
 
 
-def _free_port(taken: set[int]) -> int:
+def free_port(taken: set[int]) -> int:
     """A port below the range that the system hands out to outgoing connections, so that it stays free."""
     for _ in range(200):
         port = random.randint(15000, 32000)  # noqa: S311

@@ -95,9 +95,12 @@ class Node(ABC):
         **options: Any,
     ) -> psycopg.Connection[TupleRow]:
         """A psycopg connection; `psycopg.OperationalError` if there is none in time (a frozen node)."""
+        # Not to be led astray by the caller's PG* variables.
+        steady = {"target_session_attrs": "any", "application_name": "", "options": ""}
         return psycopg.connect(
-            self.conninfo(superuser=superuser, dbname=dbname, connect_timeout=connect_timeout, **options),
+            self.conninfo(superuser=superuser, dbname=dbname, connect_timeout=connect_timeout),
             autocommit=autocommit,
+            **{**steady, **options},
         )
 
     def execute(

@@ -16,8 +16,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 PREFIX = "scaledb-"
 _PROGRAMS = {"postgres", "initdb", "pg_basebackup", "cp"}
@@ -122,13 +123,17 @@ def destroy(base: str, *, timeout: float = 20.0) -> None:
 
 
 class Reaper:
-    """The child process that calls `destroy()` when this process ends in whatever way."""
+    """A child process that cleans up when this process ends in whatever way.
 
-    def __init__(self, base: str) -> None:
+    It runs Python with ``arguments``, and finds out by the end of file on its standard input.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> None:
         read_end, self._write_end = os.pipe()  # neither is inherited over exec
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).resolve()), base],
+                [sys.executable, *arguments],
+                env={**os.environ, **(environment or {})},
                 stdin=read_end,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -140,6 +145,11 @@ class Reaper:
             raise
         finally:
             os.close(read_end)
+
+    @classmethod
+    def of_directory(cls, base: str) -> Self:
+        """One that calls `destroy()`."""
+        return cls(["-I", "-S", str(Path(__file__).resolve()), base])
 
     def disown(self) -> None:
         """In a forked child: let go of the pipe, which belongs to the parent."""
