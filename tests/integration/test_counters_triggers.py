@@ -160,7 +160,7 @@ def test_partitions_count_whatever_table_a_statement_names(world):
         Shipment.objects.create(project=a, size=i, at=day(3, 2026 + i % 2))
     assert_exact()
     leaf = run("SELECT tableoid::regclass::text FROM counterapp_shipment LIMIT 1")[0][0]
-    run(f"INSERT INTO {leaf} (project_id, size, at) SELECT project_id, 100, at FROM {leaf} LIMIT 1")
+    run(f"INSERT INTO {leaf} (id, project_id, size, at) SELECT id + 1000, project_id, 100, at FROM {leaf} LIMIT 1")
     run(f"UPDATE {leaf} SET size = 7 WHERE size = 100")
     run(f"DELETE FROM {leaf} WHERE size = 0")
     assert_exact()

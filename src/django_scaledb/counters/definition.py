@@ -106,6 +106,16 @@ class Definition:
         return int.from_bytes(digest[:8], "big", signed=True)
 
     @cached_property
+    def direct(self) -> Definition:
+        """The same for amounts that stand beside the counter's own keys: no span is followed."""
+        keys = tuple(replace(key, hops=(), raw_type=key.type) for key in self.keys)
+        return replace(self, keys=keys)
+
+    def with_suffix(self, suffix: str) -> Definition:
+        """The same over the columns whose names end in `suffix`."""
+        return replace(self, totals=tuple(replace(t, column=t.column + suffix) for t in self.totals))
+
+    @cached_property
     def escaped(self) -> Definition:
         """The same with each ``%`` doubled, for statements that are run with parameters."""
         escaped: Definition = _escape(self)

@@ -75,6 +75,11 @@ def total_fields(
             fields.append((name, _sum_field(summed_field(options, source, name, total))))
         else:
             fields.append((name, _count_field()))
+    if options.on_detach == "keep":
+        # What the totals hold of partitions that have left: an all-time total is checked against it.
+        fields += [
+            (f"{name}_kept", field.clone()) for name, field in fields if not isinstance(field, models.GeneratedField)
+        ]
     return fields
 
 
