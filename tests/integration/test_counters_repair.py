@@ -144,7 +144,7 @@ def test_repair_under_writers(projects, source):
 
     def write(number):
         try:
-            i = number * 1_000_000
+            i = (number + 1) * 1_000_000
             while not stop.is_set():
                 i += 1
                 with transaction.atomic():
