@@ -98,13 +98,13 @@ if find_spec("pgtrigger") is not None:
                 pgtrigger.Trigger(
                     name="count_in",
                     when=pgtrigger.After,
-                    operation=pgtrigger.Insert | pgtrigger.UpdateOf("project"),
+                    operation=pgtrigger.Insert | pgtrigger.UpdateOf("project_id"),
                     func=change.format("+", "NEW") + "RETURN NULL;",
                 ),
                 pgtrigger.Trigger(
                     name="count_out",
                     when=pgtrigger.After,
-                    operation=pgtrigger.Delete | pgtrigger.UpdateOf("project"),
+                    operation=pgtrigger.Delete | pgtrigger.UpdateOf("project_id"),
                     func=change.format("-", "OLD") + "RETURN NULL;",
                 ),
             ]

@@ -160,7 +160,7 @@ def test_parents_change_hands_under_writers(projects, source):
 
 def mixed(source, projects, seconds, number):
     """Transactions over many keys in random order, with savepoints and rollbacks."""
-    chance = random.Random(number)  # noqa: S311
+    chance = random.Random(number)
 
     def one():
         pick = chance.choice(projects)
@@ -193,7 +193,7 @@ def mixed(source, projects, seconds, number):
                         transaction.set_rollback(True)
             except OperationalError as error:
                 # Two transactions that update the same two source rows the other way round: not ours.
-                if "counterapp_upload\"" not in str(error) and "counterapp_delivery\"" not in str(error):
+                if 'counterapp_upload"' not in str(error) and 'counterapp_delivery"' not in str(error):
                     raise
 
     return run

@@ -84,7 +84,11 @@ def test_drift_is_listed_by_key_and_repaired(projects):
     assert code == 1
     (found,) = json.loads(out)["counters"]
     assert found["counter"] == "counterapp.UploadsPerProject"
-    assert {"key": {"project_id": None}, "expected": {"total": 3, "bytes": 15}, "stored": {"total": 0, "bytes": 0}} in found["drift"]
+    assert {
+        "key": {"project_id": None},
+        "expected": {"total": 3, "bytes": 15},
+        "stored": {"total": 0, "bytes": 0},
+    } in found["drift"]
     code, out, err = call("rebuild_counters")
     assert (code, err) == (0, "")
     assert "counterapp.UploadsPerProject: 2 keys repaired" in out
@@ -108,7 +112,9 @@ def test_repair_in_batches(projects):
 
 
 def test_misuse():
-    with pytest.raises(CommandError, match=r"there is no counter 'nope.Nope'; the counters are: counterapp\."):
+    with pytest.raises(
+        CommandError, match=r"there is no counter 'nope.Nope'; the counters are: counterapp\."
+    ):
         call("check_counters", "nope.Nope")
     with pytest.raises(CommandError, match="no database 'mars'"):
         call("rebuild_counters", "--using", "mars")
@@ -204,7 +210,9 @@ def run_all(statements):
             cursor.execute(statement)
 
 
-@pytest.mark.parametrize(("source", "counter"), [(Download, DownloadsPerProject), (Shipment, ShipmentsPerProject)])
+@pytest.mark.parametrize(
+    ("source", "counter"), [(Download, DownloadsPerProject), (Shipment, ShipmentsPerProject)]
+)
 def test_a_detached_partition_is_subtracted_once(projects, source, counter):
     before = counter.objects.get(project=projects[0]).total
     leaf, table = leaf_of(source), source._meta.db_table
@@ -224,7 +232,12 @@ def test_a_detached_partition_is_subtracted_once(projects, source, counter):
             cursor.execute(f"DELETE FROM {leaf} WHERE size = (SELECT min(size) FROM {leaf})")
         assert rebuild.check(counter, "default").ok
     finally:
-        run_all([f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}", *detach.on_restore(connection, source, leaf)])
+        run_all(
+            [
+                f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
+                *detach.on_restore(connection, source, leaf),
+            ]
+        )
     assert counter.objects.get(project=projects[0]).total == before - 1
     assert rebuild.check(counter, "default").ok
 
@@ -245,7 +258,10 @@ def test_a_kept_partition_stays_counted(projects):
         assert rebuild.rebuild(DownloadsEver, "default") == 0
     finally:
         run_all(
-            [f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}", *detach.on_restore(connection, Download, leaf)]
+            [
+                f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
+                *detach.on_restore(connection, Download, leaf),
+            ]
         )
     assert DownloadsEver.objects.get().total_kept == 0
     assert rebuild.check(DownloadsEver, "default").ok

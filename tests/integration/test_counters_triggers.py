@@ -39,7 +39,9 @@ def run(text, *params):
 @pytest.fixture
 def world():
     owners = [Owner.objects.create(name=n, country=c) for n, c in [("ann", "NO"), ("bob", "SE")]]
-    projects = [Project.objects.create(name=n, owner=o) for n, o in [("a", owners[0]), ("b", owners[1]), ("c", None)]]
+    projects = [
+        Project.objects.create(name=n, owner=o) for n, o in [("a", owners[0]), ("b", owners[1]), ("c", None)]
+    ]
     Delivery.objects.bulk_create(
         Delivery(
             project=[*projects, None][i % 4],
@@ -73,7 +75,10 @@ def orm(project):
 
 
 def raw_sql(project):
-    run("INSERT INTO counterapp_delivery (project_id, size, kind) SELECT %s, g, 'x' FROM generate_series(1, 50) g", project.pk)
+    run(
+        "INSERT INTO counterapp_delivery (project_id, size, kind) SELECT %s, g, 'x' FROM generate_series(1, 50) g",
+        project.pk,
+    )
     run("UPDATE counterapp_delivery SET size = size + 1, yanked = false WHERE mod(id, 2) = 0")
     run("UPDATE counterapp_delivery SET filename = filename")
     run("DELETE FROM counterapp_delivery WHERE size < 10")
@@ -86,9 +91,10 @@ def raw_sql(project):
 
 
 def copy(project):
-    with connection.cursor() as cursor, cursor.copy(
-        "COPY counterapp_delivery (project_id, size, kind) FROM STDIN"
-    ) as stream:
+    with (
+        connection.cursor() as cursor,
+        cursor.copy("COPY counterapp_delivery (project_id, size, kind) FROM STDIN") as stream,
+    ):
         for i in range(100):
             stream.write_row((project.pk if i % 2 else None, i, "copied"))
 
@@ -115,7 +121,12 @@ def parents_change_hands(project):
 def many_statements_in_one_transaction(project):
     with transaction.atomic():
         for i in range(300):
-            run("INSERT INTO counterapp_delivery (project_id, size, kind) VALUES (%s, %s, %s)", project.pk, i, f"kind{i % 7}" * 4)
+            run(
+                "INSERT INTO counterapp_delivery (project_id, size, kind) VALUES (%s, %s, %s)",
+                project.pk,
+                i,
+                f"kind{i % 7}" * 4,
+            )
 
 
 WRITES = [orm, raw_sql, copy, truncate, parents_change_hands, many_statements_in_one_transaction]
@@ -160,7 +171,9 @@ def test_partitions_count_whatever_table_a_statement_names(world):
         Shipment.objects.create(project=a, size=i, at=day(3, 2026 + i % 2))
     assert_exact()
     leaf = run("SELECT tableoid::regclass::text FROM counterapp_shipment LIMIT 1")[0][0]
-    run(f"INSERT INTO {leaf} (id, project_id, size, at) SELECT id + 1000, project_id, 100, at FROM {leaf} LIMIT 1")
+    run(
+        f"INSERT INTO {leaf} (id, project_id, size, at) SELECT id + 1000, project_id, 100, at FROM {leaf} LIMIT 1"
+    )
     run(f"UPDATE {leaf} SET size = 7 WHERE size = 100")
     run(f"DELETE FROM {leaf} WHERE size = 0")
     assert_exact()

@@ -38,7 +38,9 @@ def day(month, year=2026):
 @pytest.fixture
 def world():
     owners = [Owner.objects.create(name=n, country=c) for n, c in [("ann", "NO"), ("bob", "SE")]]
-    projects = [Project.objects.create(name=n, owner=o) for n, o in [("a", owners[0]), ("b", owners[1]), ("c", None)]]
+    projects = [
+        Project.objects.create(name=n, owner=o) for n, o in [("a", owners[0]), ("b", owners[1]), ("c", None)]
+    ]
     for i in range(12):
         Upload.objects.create(
             project=[*projects, None][i % 4],
@@ -169,7 +171,10 @@ def bulk_create_ignoring():
 
 def bulk_create_updating():
     made = Upload.objects.bulk_create(
-        [Upload(size=1000 + i, filename=f"f{i}", project=Project.objects.get(name="b")) for i in range(8, 16)],
+        [
+            Upload(size=1000 + i, filename=f"f{i}", project=Project.objects.get(name="b"))
+            for i in range(8, 16)
+        ],
         update_conflicts=True,
         unique_fields=["filename"],
         update_fields=["size", "project"],
@@ -279,7 +284,8 @@ def parents_change_hands_among_other_writes():
 def parents_upserted():
     ann, bob = Owner.objects.order_by("name")
     Project.objects.bulk_create(
-        [Project(pk=p.pk, name=p.name, owner=bob) for p in Project.objects.all()] + [Project(name="new", owner=ann)],
+        [Project(pk=p.pk, name=p.name, owner=bob) for p in Project.objects.all()]
+        + [Project(name="new", owner=ann)],
         update_conflicts=True,
         unique_fields=["id"],
         update_fields=["owner"],

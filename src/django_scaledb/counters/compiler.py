@@ -258,7 +258,11 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
         meta = self.query.get_meta()
         pk = quote(meta.pk.column)
         columns = [f"old.{pk} IS NOT NULL AS replaced"]
-        columns += [f"{v}.{quote(c)} AS {s}{i}" for s, v in ((BEFORE, "old"), (AFTER, "new")) for i, c in enumerate(safe.columns)]
+        columns += [
+            f"{v}.{quote(c)} AS {s}{i}"
+            for s, v in ((BEFORE, "old"), (AFTER, "new"))
+            for i, c in enumerate(safe.columns)
+        ]
         write = self._and_returning(text, wanted, columns)
         names = [f"r{i}" for i in range(wanted)] + ["replaced"]
         names += [f"{s}{i}" for s in (BEFORE, AFTER) for i in range(len(safe.columns))]
@@ -277,7 +281,8 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
         for hop in safe.hops:
             out += [f"w.o{at[hop.pk]}::text", f"w.o{at[hop.value]}::text", f"w.n{at[hop.value]}::text"]
         rows = self._run(
-            f"WITH w({', '.join(names)}) AS ({write}) SELECT {', '.join(out)} FROM w {' '.join(sides)}", params
+            f"WITH w({', '.join(names)}) AS ({write}) SELECT {', '.join(out)} FROM w {' '.join(sides)}",
+            params,
         )
         end = self._book(writes, rows, wanted, 1)
         replaced = [row for row in rows if row[end]]
@@ -289,7 +294,9 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
             end += 3
         return [row[:wanted] for row in rows]
 
-    def _upserted_before_18(self, writes: WriteSet, text: str, params: Sequence[Any], wanted: int) -> list[Any]:
+    def _upserted_before_18(
+        self, writes: WriteSet, text: str, params: Sequence[Any], wanted: int
+    ) -> list[Any]:
         """The same on PostgreSQL 14-17: lock and read the rows that will be replaced, replace only those.
 
         A row that somebody commits in between is then neither replaced nor returned; that is
@@ -337,7 +344,9 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
             for field in unique:
                 value = self.prepare_value(field, self.pre_save_val(field, obj))
                 placeholder, values = self.field_as_sql(field, getattr(field, "get_placeholder", None), value)
-                placeholders.append(f"({placeholder})::{field.db_type(self.connection) or field.rel_db_type(self.connection)}")
+                placeholders.append(
+                    f"({placeholder})::{field.db_type(self.connection) or field.rel_db_type(self.connection)}"
+                )
                 params += values
             rows.append(f"({', '.join(placeholders)})")
         table = quote(meta.db_table)

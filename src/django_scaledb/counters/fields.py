@@ -78,7 +78,9 @@ def total_fields(
     if options.on_detach == "keep":
         # What the totals hold of partitions that have left: an all-time total is checked against it.
         fields += [
-            (f"{name}_kept", field.clone()) for name, field in fields if not isinstance(field, models.GeneratedField)
+            (f"{name}_kept", field.clone())
+            for name, field in fields
+            if not isinstance(field, models.GeneratedField)
         ]
     return fields
 
@@ -108,7 +110,11 @@ def summed_field(
     expression = own_columns(options, source, total.get_source_expressions()[0], f"totals[{name!r}]")
     output = expression.output_field
     if not isinstance(output, SUMMED):
-        hint = " (floating point sums depend on the order of adding)" if isinstance(output, models.FloatField) else ""
+        hint = (
+            " (floating point sums depend on the order of adding)"
+            if isinstance(output, models.FloatField)
+            else ""
+        )
         raise ConfigurationError(
             f"{options.label}: CounterMeta.totals[{name!r}] sums a {type(output).__name__}{hint}; "
             "use an integer or a DecimalField"
@@ -124,7 +130,9 @@ def _sum_field(amount: models.Field[Any, Any]) -> models.Field[Any, Any]:
     if isinstance(amount, models.DecimalField):
         digits, places = amount.max_digits, amount.decimal_places
         wide = None if digits is None else max(digits + 18, 38)
-        return models.DecimalField(max_digits=wide, decimal_places=places, default=0, db_default=0, editable=False)
+        return models.DecimalField(
+            max_digits=wide, decimal_places=places, default=0, db_default=0, editable=False
+        )
     return models.BigIntegerField(default=0, db_default=0, editable=False)
 
 

@@ -127,7 +127,9 @@ def _key_values(model: Any, key: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lookups(values: dict[str, Any]) -> dict[str, Any]:
-    return {f"{name}__isnull" if value is None else name: value is None or value for name, value in values.items()}
+    return {
+        f"{name}__isnull" if value is None else name: value is None or value for name, value in values.items()
+    }
 
 
 class CounterManager(models.Manager.from_queryset(CounterQuerySet)):  # type: ignore[misc]
@@ -172,8 +174,9 @@ class CounterModel(models.Model, metaclass=CounterModelBase):
 
     def __str__(self) -> str:
         key = {g.name: getattr(self, self._meta.get_field(g.name).attname) for g in self._counter_meta.groups}
-        return ", ".join(f"{name}={value}" for name, value in key.items()) or self._meta.verbose_name.__str__()
-
+        return (
+            ", ".join(f"{name}={value}" for name, value in key.items()) or self._meta.verbose_name.__str__()
+        )
 
 
 __all__ = ["CounterManager", "CounterModel", "CounterQuerySet"]

@@ -66,7 +66,9 @@ class CounterOptions:
         if isinstance(self.group_by, dict):
             pairs = self.group_by.items()
         else:
-            pairs = [item if isinstance(item, tuple) else (self._name_of(item), item) for item in self.group_by]
+            pairs = [
+                item if isinstance(item, tuple) else (self._name_of(item), item) for item in self.group_by
+            ]
         found: dict[str, Any] = {}
         for name, item in pairs:
             if name in found or name in self.totals or name in ("id", "pk"):
@@ -111,7 +113,9 @@ def resolve_groups(options: CounterOptions, source: type[models.Model], apps: Ap
         elif hasattr(item, "resolve_expression"):
             groups.append(Group(name, expression=own_columns(options, source, item, f"group_by {name!r}")))
         else:
-            raise ConfigurationError(f"{options.label}: CounterMeta.group_by holds {item!r}, which is no field")
+            raise ConfigurationError(
+                f"{options.label}: CounterMeta.group_by holds {item!r}, which is no field"
+            )
     return groups
 
 

@@ -70,7 +70,8 @@ class Finding:
             "counter": self.label,
             "ok": self.ok,
             "drift": [
-                {"key": d.key, "expected": _plain(d.expected), "stored": _plain(d.stored)} for d in self.drifts
+                {"key": d.key, "expected": _plain(d.expected), "stored": _plain(d.stored)}
+                for d in self.drifts
             ],
             "detach_pending": self.detach_pending,
             "trigger_problems": self.trigger_problems,
@@ -116,7 +117,10 @@ def _drift(definition: Definition, row: Sequence[Any]) -> Drift:
     n, m = len(definition.keys), len(definition.totals)
     names = [total.column for total in definition.totals]
     return Drift(
-        {key.column: None if value is None else str(value) for key, value in zip(definition.keys, row, strict=False)},
+        {
+            key.column: None if value is None else str(value)
+            for key, value in zip(definition.keys, row, strict=False)
+        },
         dict(zip(names, map(_number, row[n : n + m]), strict=True)),
         dict(zip(names, map(_number, row[n + m :]), strict=True)),
     )
@@ -127,7 +131,8 @@ def trigger_problems(definition: Definition, connection: BaseDatabaseWrapper) ->
     found = []
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT obj_description(to_regprocedure(%s), 'pg_proc')", [f"{triggers.prefix(definition)}_fold()"]
+            "SELECT obj_description(to_regprocedure(%s), 'pg_proc')",
+            [f"{triggers.prefix(definition)}_fold()"],
         )
         (comment,) = cursor.fetchone()
         if comment is None:
@@ -226,7 +231,8 @@ def _wait_for_replay(primary: BaseDatabaseWrapper, replica: BaseDatabaseWrapper)
         (position,) = cursor.fetchone()
         for _ in range(300):
             there.execute(
-                "SELECT NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= %s::pg_lsn, pg_sleep(0.1)", [position]
+                "SELECT NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= %s::pg_lsn, pg_sleep(0.1)",
+                [position],
             )
             if there.fetchone()[0]:
                 return

@@ -121,13 +121,12 @@ def counter_by_label(label: str) -> type[CounterModel]:
     raise ConfigurationError(f"there is no counter {label!r}; the counters are: {known}")
 
 
-def hops_of(counters_: tuple[type[CounterModel], ...], label: str, connection: BaseDatabaseWrapper) -> list[Hop]:
+def hops_of(
+    counters_: tuple[type[CounterModel], ...], label: str, connection: BaseDatabaseWrapper
+) -> list[Hop]:
     """The steps of these counters' spans that lead through the model `label`, once each."""
     return list(
         dict.fromkeys(
-            hop
-            for counter in counters_
-            for hop in definition(counter, connection).hops
-            if hop.label == label
+            hop for counter in counters_ for hop in definition(counter, connection).hops if hop.label == label
         )
     )

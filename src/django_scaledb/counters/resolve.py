@@ -55,7 +55,9 @@ class _Resolver:
         # A bucket's time zone is the project's, whichever one is active while somebody writes.
         with timezone.override(timezone.get_default_timezone()):
             keys = tuple(self._key(group) for group in self.options.groups)
-            totals = tuple(t for name, total in self.options.totals.items() for t in self._totals(name, total))
+            totals = tuple(
+                t for name, total in self.options.totals.items() for t in self._totals(name, total)
+            )
             where = self._condition(self.options.where)
         return Definition(
             label=self.options.label,
@@ -133,7 +135,9 @@ class _Resolver:
         return self._type(field)
 
     def _type(self, field: models.Field[Any, Any]) -> str:
-        found = field.rel_db_type(self.connection) if not field.is_relation else field.db_type(self.connection)
+        found = (
+            field.rel_db_type(self.connection) if not field.is_relation else field.db_type(self.connection)
+        )
         assert found is not None
         return found
 
@@ -144,7 +148,9 @@ class _Resolver:
         if not condition:
             return None
         if not isinstance(condition, models.Q):
-            raise ConfigurationError(f"{self.options.label}: CounterMeta.where must be a Q, not {condition!r}")
+            raise ConfigurationError(
+                f"{self.options.label}: CounterMeta.where must be a Q, not {condition!r}"
+            )
         return self._sql(self.query.build_where(condition))
 
     def _sql(self, expression: Any) -> str:

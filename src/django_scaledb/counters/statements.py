@@ -114,9 +114,7 @@ def _affected(key: Key, former: Former) -> list[str]:
     return found
 
 
-def _deltas(
-    definition: Definition, pending: str, former: Former | None
-) -> tuple[list[str], list[str]]:
+def _deltas(definition: Definition, pending: str, former: Former | None) -> tuple[list[str], list[str]]:
     """CTEs, and the SELECTs of ``k0.., t0..`` that together are what a transaction changes.
 
     Own deltas are booked where the others still see changed parents; then all rows below such a
@@ -155,7 +153,8 @@ def fold(definition: Definition, pending: str, former: Former | None = None) -> 
     changed = " OR ".join(f"SUM(d.t{i}) <> 0" for i in range(m))
     table = quote(definition.table)
     sets = ", ".join(
-        f"{quote(t.column)} = {table}.{quote(t.column)} + EXCLUDED.{quote(t.column)}" for t in definition.totals
+        f"{quote(t.column)} = {table}.{quote(t.column)} + EXCLUDED.{quote(t.column)}"
+        for t in definition.totals
     )
     return (
         f"WITH {', '.join(ctes)} INSERT INTO {table} ({', '.join(columns)}) "

@@ -199,8 +199,12 @@ DECLARE
     END IF;
     {fold(definition, pending)};
 END"""
-    names = [(_former_setting(definition, i), f"scaledb_former{i}", hop) for i, hop in enumerate(definition.hops)]
-    declared = "\n".join(f"    {name} text := coalesce(current_setting('{s}', true), '');" for s, name, _ in names)
+    names = [
+        (_former_setting(definition, i), f"scaledb_former{i}", hop) for i, hop in enumerate(definition.hops)
+    ]
+    declared = "\n".join(
+        f"    {name} text := coalesce(current_setting('{s}', true), '');" for s, name, _ in names
+    )
     cleared = ", ".join(f"set_config('{s}', '', true)" for s, _, _ in names)
     former = {
         (hop.table, hop.value): (

@@ -92,7 +92,9 @@ class WriteSet:
         for counter in self.counters:
             columns += [f"({key.raw})::text" for key in counter.keys]
             for total in counter.totals:
-                amount = f"CASE WHEN {counter.where} THEN {total.amount} END" if counter.where else total.amount
+                amount = (
+                    f"CASE WHEN {counter.where} THEN {total.amount} END" if counter.where else total.amount
+                )
                 columns.append(f"({amount})::numeric" if total.amount != "1" else amount)
         return columns
 

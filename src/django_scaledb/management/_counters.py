@@ -29,13 +29,18 @@ class CounterCommand(BaseCommand):
             "counters", nargs="*", metavar="COUNTER", help="app_label.ModelName (default: all counters)"
         )
         parser.add_argument(
-            "--using", default=DEFAULT_DB_ALIAS, metavar="ALIAS", help="database to work on (default: default)"
+            "--using",
+            default=DEFAULT_DB_ALIAS,
+            metavar="ALIAS",
+            help="database to work on (default: default)",
         )
 
     def find_counters(self, labels: list[str], using: str) -> list[type[CounterModel]]:
         """The counters that the arguments name; raises `CommandError`."""
         if using not in connections:
-            raise CommandError(f"there is no database {using!r} in DATABASES; there is {', '.join(connections)}")
+            raise CommandError(
+                f"there is no database {using!r} in DATABASES; there is {', '.join(connections)}"
+            )
         try:
             if labels:
                 return list(dict.fromkeys(registry.counter_by_label(label) for label in labels))
@@ -45,7 +50,9 @@ class CounterCommand(BaseCommand):
 
     @staticmethod
     def _lives_in(counter: type[CounterModel], using: str) -> bool:
-        return router.allow_migrate_model(using, counter) or bool(connections[using].settings_dict["TEST"]["MIRROR"])
+        return router.allow_migrate_model(using, counter) or bool(
+            connections[using].settings_dict["TEST"]["MIRROR"]
+        )
 
     @staticmethod
     def leaving(counter: type[CounterModel], using: str) -> list[str]:

@@ -36,7 +36,9 @@ def stored(counter: Any, using: str | None = None) -> Totals:
 
 
 def _numbers(values: Any) -> tuple[Any, ...]:
-    return tuple(round(float(value), 4) if isinstance(value, float | Decimal) else value or 0 for value in values)
+    return tuple(
+        round(float(value), 4) if isinstance(value, float | Decimal) else value or 0 for value in values
+    )
 
 
 def assert_same_totals(*counters: Any, using: str | None = None) -> None:

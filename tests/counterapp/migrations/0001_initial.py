@@ -5,308 +5,553 @@ import django.db.models.deletion
 import django.db.models.expressions
 import django.db.models.functions.comparison
 import django.db.models.functions.datetime
+from django.db import migrations, models
+
 import django_scaledb.counters.operations
 import django_scaledb.partitions.operations
-from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='DeliveriesInAll',
+            name="DeliveriesInAll",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('sized', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('mean_sum', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('mean_count', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('mean', models.GeneratedField(db_persist=True, expression=django.db.models.expressions.CombinedExpression(django.db.models.functions.comparison.Cast(models.F('mean_sum'), models.DecimalField(decimal_places=10, max_digits=38, null=True)), '/', django.db.models.functions.comparison.NullIf(models.F('mean_count'), models.Value(0))), output_field=models.DecimalField(decimal_places=10, max_digits=38, null=True))),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("sized", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("mean_sum", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("mean_count", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                (
+                    "mean",
+                    models.GeneratedField(
+                        db_persist=True,
+                        expression=django.db.models.expressions.CombinedExpression(
+                            django.db.models.functions.comparison.Cast(
+                                models.F("mean_sum"),
+                                models.DecimalField(decimal_places=10, max_digits=38, null=True),
+                            ),
+                            "/",
+                            django.db.models.functions.comparison.NullIf(
+                                models.F("mean_count"), models.Value(0)
+                            ),
+                        ),
+                        output_field=models.DecimalField(decimal_places=10, max_digits=38, null=True),
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.CreateModel(
-            name='DownloadsEver',
+            name="DownloadsEver",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('bytes', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('total_kept', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('bytes_kept', models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("bytes", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("total_kept", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("bytes_kept", models.BigIntegerField(db_default=0, default=0, editable=False)),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.CreateModel(
-            name='Owner',
+            name="Owner",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=50)),
-                ('country', models.CharField(default='', max_length=20)),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("name", models.CharField(max_length=50)),
+                ("country", models.CharField(default="", max_length=20)),
             ],
         ),
         migrations.CreateModel(
-            name='Tag',
+            name="Tag",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=50)),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("name", models.CharField(max_length=50)),
             ],
         ),
         migrations.CreateModel(
-            name='UploadsInAll',
+            name="UploadsInAll",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('sized', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('mean_sum', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('mean_count', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('mean', models.GeneratedField(db_persist=True, expression=django.db.models.expressions.CombinedExpression(django.db.models.functions.comparison.Cast(models.F('mean_sum'), models.DecimalField(decimal_places=10, max_digits=38, null=True)), '/', django.db.models.functions.comparison.NullIf(models.F('mean_count'), models.Value(0))), output_field=models.DecimalField(decimal_places=10, max_digits=38, null=True))),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("sized", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("mean_sum", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("mean_count", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                (
+                    "mean",
+                    models.GeneratedField(
+                        db_persist=True,
+                        expression=django.db.models.expressions.CombinedExpression(
+                            django.db.models.functions.comparison.Cast(
+                                models.F("mean_sum"),
+                                models.DecimalField(decimal_places=10, max_digits=38, null=True),
+                            ),
+                            "/",
+                            django.db.models.functions.comparison.NullIf(
+                                models.F("mean_count"), models.Value(0)
+                            ),
+                        ),
+                        output_field=models.DecimalField(decimal_places=10, max_digits=38, null=True),
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.CreateModel(
-            name='DeliveriesPerKind',
+            name="DeliveriesPerKind",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('large', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('bytes', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('kind', models.CharField(blank=True, max_length=20)),
-                ('month', models.DateTimeField(blank=True, null=True)),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("large", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("bytes", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("kind", models.CharField(blank=True, max_length=20)),
+                ("month", models.DateTimeField(blank=True, null=True)),
             ],
             options={
-                'abstract': False,
-                'constraints': [models.UniqueConstraint(fields=('kind', 'month'), name='counterapp_deliveriesperkind_key', nulls_distinct=False)],
+                "abstract": False,
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("kind", "month"),
+                        name="counterapp_deliveriesperkind_key",
+                        nulls_distinct=False,
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='Project',
+            name="Project",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=50)),
-                ('owner', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, to='counterapp.owner')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("name", models.CharField(max_length=50)),
+                (
+                    "owner",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.CASCADE, to="counterapp.owner"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Delivery',
+            name="Delivery",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('size', models.BigIntegerField(default=0, null=True)),
-                ('kind', models.CharField(default="a%'b\\", max_length=20)),
-                ('yanked', models.BooleanField(default=False, null=True)),
-                ('at', models.DateTimeField(null=True)),
-                ('filename', models.CharField(max_length=50, null=True, unique=True)),
-                ('project', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, to='counterapp.project')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("size", models.BigIntegerField(default=0, null=True)),
+                ("kind", models.CharField(default="a%'b\\", max_length=20)),
+                ("yanked", models.BooleanField(default=False, null=True)),
+                ("at", models.DateTimeField(null=True)),
+                ("filename", models.CharField(max_length=50, null=True, unique=True)),
+                (
+                    "project",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.CASCADE, to="counterapp.project"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='DeliveriesPerProject',
+            name="DeliveriesPerProject",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('bytes', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('project', models.ForeignKey(blank=True, db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, to='counterapp.project')),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("bytes", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                (
+                    "project",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        to="counterapp.project",
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         django_scaledb.partitions.operations.CreatePartitionedModel(
-            name='Shipment',
+            name="Shipment",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('size', models.BigIntegerField(default=0, null=True)),
-                ('at', models.DateTimeField()),
-                ('project', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, to='counterapp.project')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("size", models.BigIntegerField(default=0, null=True)),
+                ("at", models.DateTimeField()),
+                (
+                    "project",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.CASCADE, to="counterapp.project"
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
             partitioning_options={
-                'key': ['at'],
+                "key": ["at"],
             },
         ),
         migrations.CreateModel(
-            name='ShipmentsPerProject',
+            name="ShipmentsPerProject",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('bytes', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('project', models.ForeignKey(blank=True, db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, to='counterapp.project')),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("bytes", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                (
+                    "project",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        to="counterapp.project",
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.CreateModel(
-            name='ShownPerKind',
+            name="ShownPerKind",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('large', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('bytes', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('kind', models.CharField(blank=True, max_length=20)),
-                ('project', models.ForeignKey(blank=True, db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, to='counterapp.project')),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("large", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("bytes", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("kind", models.CharField(blank=True, max_length=20)),
+                (
+                    "project",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        to="counterapp.project",
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.CreateModel(
-            name='TagsPerUpload',
+            name="TagsPerUpload",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('tag', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, to='counterapp.tag')),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                (
+                    "tag",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        db_index=False,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        to="counterapp.tag",
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.CreateModel(
-            name='Upload',
+            name="Upload",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('size', models.BigIntegerField(default=0, null=True)),
-                ('kind', models.CharField(default="a%'b\\", max_length=20)),
-                ('yanked', models.BooleanField(default=False, null=True)),
-                ('at', models.DateTimeField(null=True)),
-                ('filename', models.CharField(max_length=50, null=True, unique=True)),
-                ('project', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, to='counterapp.project')),
-                ('tags', models.ManyToManyField(to='counterapp.tag')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("size", models.BigIntegerField(default=0, null=True)),
+                ("kind", models.CharField(default="a%'b\\", max_length=20)),
+                ("yanked", models.BooleanField(default=False, null=True)),
+                ("at", models.DateTimeField(null=True)),
+                ("filename", models.CharField(max_length=50, null=True, unique=True)),
+                (
+                    "project",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.CASCADE, to="counterapp.project"
+                    ),
+                ),
+                ("tags", models.ManyToManyField(to="counterapp.tag")),
             ],
         ),
         migrations.CreateModel(
-            name='UploadsPerMonth',
+            name="UploadsPerMonth",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('month', models.DateTimeField(blank=True, null=True)),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("month", models.DateTimeField(blank=True, null=True)),
             ],
             options={
-                'abstract': False,
-                'constraints': [models.UniqueConstraint(fields=('month',), name='counterapp_uploadspermonth_key', nulls_distinct=False)],
+                "abstract": False,
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("month",), name="counterapp_uploadspermonth_key", nulls_distinct=False
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='UploadsPerOwner',
+            name="UploadsPerOwner",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('bytes', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('country', models.CharField(blank=True, max_length=20, null=True)),
-                ('owner', models.ForeignKey(blank=True, db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, to='counterapp.owner')),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("bytes", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("country", models.CharField(blank=True, max_length=20, null=True)),
+                (
+                    "owner",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        to="counterapp.owner",
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.CreateModel(
-            name='UploadsPerProject',
+            name="UploadsPerProject",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('bytes', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('project', models.ForeignKey(blank=True, db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, to='counterapp.project')),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("bytes", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                (
+                    "project",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        to="counterapp.project",
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
+                "abstract": False,
             },
         ),
         migrations.CreateModel(
-            name='DeliveriesPerOwner',
+            name="DeliveriesPerOwner",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('bytes', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('country', models.CharField(blank=True, max_length=20, null=True)),
-                ('owner', models.ForeignKey(blank=True, db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, to='counterapp.owner')),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("bytes", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("country", models.CharField(blank=True, max_length=20, null=True)),
+                (
+                    "owner",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        to="counterapp.owner",
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
-                'constraints': [models.UniqueConstraint(fields=('owner', 'country'), name='counterapp_deliveriesperowner_key', nulls_distinct=False)],
+                "abstract": False,
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("owner", "country"),
+                        name="counterapp_deliveriesperowner_key",
+                        nulls_distinct=False,
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='DownloadsPerProject',
+            name="DownloadsPerProject",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('total', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('bytes', models.BigIntegerField(db_default=0, default=0, editable=False)),
-                ('project', models.ForeignKey(blank=True, db_constraint=False, db_index=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, to='counterapp.project')),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("total", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                ("bytes", models.BigIntegerField(db_default=0, default=0, editable=False)),
+                (
+                    "project",
+                    models.ForeignKey(
+                        blank=True,
+                        db_constraint=False,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        to="counterapp.project",
+                    ),
+                ),
             ],
             options={
-                'abstract': False,
-                'constraints': [models.UniqueConstraint(fields=('project',), name='counterapp_downloadsperproject_key', nulls_distinct=False)],
+                "abstract": False,
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("project",), name="counterapp_downloadsperproject_key", nulls_distinct=False
+                    )
+                ],
             },
         ),
         django_scaledb.partitions.operations.CreatePartitionedModel(
-            name='Download',
+            name="Download",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('size', models.BigIntegerField(default=0, null=True)),
-                ('at', models.DateTimeField()),
-                ('project', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, to='counterapp.project')),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("size", models.BigIntegerField(default=0, null=True)),
+                ("at", models.DateTimeField()),
+                (
+                    "project",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.CASCADE, to="counterapp.project"
+                    ),
+                ),
             ],
             options={
-                'constraints': [models.UniqueConstraint(fields=('project', 'size', 'at'), name='download_once')],
+                "constraints": [
+                    models.UniqueConstraint(fields=("project", "size", "at"), name="download_once")
+                ],
             },
             partitioning_options={
-                'key': ['at'],
+                "key": ["at"],
             },
         ),
         django_scaledb.counters.operations.AlterCounterTriggers(
-            name='DeliveriesInAll',
-            counter_options={'group_by': [], 'source': 'counterapp.delivery', 'totals': [('total', django.db.models.aggregates.Count('*')), ('sized', django.db.models.aggregates.Count('size')), ('mean', django.db.models.aggregates.Avg('size'))], 'where': None},
+            name="DeliveriesInAll",
+            counter_options={
+                "group_by": [],
+                "source": "counterapp.delivery",
+                "totals": [
+                    ("total", django.db.models.aggregates.Count("*")),
+                    ("sized", django.db.models.aggregates.Count("size")),
+                    ("mean", django.db.models.aggregates.Avg("size")),
+                ],
+                "where": None,
+            },
         ),
         django_scaledb.counters.operations.AlterCounterTriggers(
-            name='DeliveriesPerKind',
-            counter_options={'group_by': [('kind', 'kind'), ('month', django.db.models.functions.datetime.TruncMonth('at'))], 'source': 'counterapp.delivery', 'totals': [('total', django.db.models.aggregates.Count('*')), ('large', django.db.models.aggregates.Count('pk', filter=models.Q(('size__gt', 100)))), ('bytes', django.db.models.aggregates.Sum('size'))], 'where': models.Q(('yanked', False), models.Q(('kind', "100% \\ 'hidden'"), _negated=True))},
+            name="DeliveriesPerKind",
+            counter_options={
+                "group_by": [
+                    ("kind", "kind"),
+                    ("month", django.db.models.functions.datetime.TruncMonth("at")),
+                ],
+                "source": "counterapp.delivery",
+                "totals": [
+                    ("total", django.db.models.aggregates.Count("*")),
+                    ("large", django.db.models.aggregates.Count("pk", filter=models.Q(("size__gt", 100)))),
+                    ("bytes", django.db.models.aggregates.Sum("size")),
+                ],
+                "where": models.Q(("yanked", False), models.Q(("kind", "100% \\ 'hidden'"), _negated=True)),
+            },
         ),
         django_scaledb.counters.operations.AlterCounterTriggers(
-            name='DeliveriesPerOwner',
-            counter_options={'group_by': [('owner', 'project__owner'), ('country', 'project__owner__country')], 'source': 'counterapp.delivery', 'totals': [('total', django.db.models.aggregates.Count('*')), ('bytes', django.db.models.aggregates.Sum('size'))], 'where': None},
+            name="DeliveriesPerOwner",
+            counter_options={
+                "group_by": [("owner", "project__owner"), ("country", "project__owner__country")],
+                "source": "counterapp.delivery",
+                "totals": [
+                    ("total", django.db.models.aggregates.Count("*")),
+                    ("bytes", django.db.models.aggregates.Sum("size")),
+                ],
+                "where": None,
+            },
         ),
         migrations.AddConstraint(
-            model_name='deliveriesperproject',
-            constraint=models.UniqueConstraint(fields=('project',), name='counterapp_deliveriesperproject_key', nulls_distinct=False),
+            model_name="deliveriesperproject",
+            constraint=models.UniqueConstraint(
+                fields=("project",), name="counterapp_deliveriesperproject_key", nulls_distinct=False
+            ),
         ),
         django_scaledb.counters.operations.AlterCounterTriggers(
-            name='DeliveriesPerProject',
-            counter_options={'group_by': [('project', 'project')], 'source': 'counterapp.delivery', 'totals': [('total', django.db.models.aggregates.Count('*')), ('bytes', django.db.models.aggregates.Sum('size'))], 'where': None},
+            name="DeliveriesPerProject",
+            counter_options={
+                "group_by": [("project", "project")],
+                "source": "counterapp.delivery",
+                "totals": [
+                    ("total", django.db.models.aggregates.Count("*")),
+                    ("bytes", django.db.models.aggregates.Sum("size")),
+                ],
+                "where": None,
+            },
         ),
         migrations.AddConstraint(
-            model_name='shipmentsperproject',
-            constraint=models.UniqueConstraint(fields=('project',), name='counterapp_shipmentsperproject_key', nulls_distinct=False),
+            model_name="shipmentsperproject",
+            constraint=models.UniqueConstraint(
+                fields=("project",), name="counterapp_shipmentsperproject_key", nulls_distinct=False
+            ),
         ),
         django_scaledb.counters.operations.AlterCounterTriggers(
-            name='ShipmentsPerProject',
-            counter_options={'group_by': [('project', 'project')], 'source': 'counterapp.shipment', 'totals': [('total', django.db.models.aggregates.Count('*')), ('bytes', django.db.models.aggregates.Sum('size'))], 'where': None},
+            name="ShipmentsPerProject",
+            counter_options={
+                "group_by": [("project", "project")],
+                "source": "counterapp.shipment",
+                "totals": [
+                    ("total", django.db.models.aggregates.Count("*")),
+                    ("bytes", django.db.models.aggregates.Sum("size")),
+                ],
+                "where": None,
+            },
         ),
         migrations.AddConstraint(
-            model_name='shownperkind',
-            constraint=models.UniqueConstraint(fields=('kind', 'project'), name='counterapp_shownperkind_key', nulls_distinct=False),
+            model_name="shownperkind",
+            constraint=models.UniqueConstraint(
+                fields=("kind", "project"), name="counterapp_shownperkind_key", nulls_distinct=False
+            ),
         ),
         migrations.AddConstraint(
-            model_name='tagsperupload',
-            constraint=models.UniqueConstraint(fields=('tag',), name='counterapp_tagsperupload_key'),
+            model_name="tagsperupload",
+            constraint=models.UniqueConstraint(fields=("tag",), name="counterapp_tagsperupload_key"),
         ),
         migrations.AddConstraint(
-            model_name='uploadsperowner',
-            constraint=models.UniqueConstraint(fields=('owner', 'country'), name='counterapp_uploadsperowner_key', nulls_distinct=False),
+            model_name="uploadsperowner",
+            constraint=models.UniqueConstraint(
+                fields=("owner", "country"), name="counterapp_uploadsperowner_key", nulls_distinct=False
+            ),
         ),
         migrations.AddConstraint(
-            model_name='uploadsperproject',
-            constraint=models.UniqueConstraint(fields=('project',), name='counterapp_uploadsperproject_key', nulls_distinct=False),
+            model_name="uploadsperproject",
+            constraint=models.UniqueConstraint(
+                fields=("project",), name="counterapp_uploadsperproject_key", nulls_distinct=False
+            ),
         ),
     ]

@@ -22,7 +22,9 @@ class Command(CounterCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--format", choices=("text", "json"), default="text")
-        parser.add_argument("--read-from", metavar="ALIAS", help="a replica to count on, once it has caught up")
+        parser.add_argument(
+            "--read-from", metavar="ALIAS", help="a replica to count on, once it has caught up"
+        )
         parser.add_argument(
             "--batch-keys",
             type=int,
@@ -34,7 +36,9 @@ class Command(CounterCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         using, read_from = options["using"], options["read_from"]
         if read_from is not None and read_from not in connections:
-            raise CommandError(f"there is no database {read_from!r} in DATABASES; there is {', '.join(connections)}")
+            raise CommandError(
+                f"there is no database {read_from!r} in DATABASES; there is {', '.join(connections)}"
+            )
         if options["batch_keys"] < 1:
             raise CommandError("--batch-keys must be 1 or more")
         results: list[dict[str, Any]] = []
@@ -69,7 +73,9 @@ class Command(CounterCommand):
                     progress[-1].__exit__()
             results.append({"counter": label, "ok": True, "repaired": repaired})
             if options["format"] == "text" and options["verbosity"] > 0:
-                keys = f"{repaired} key{'' if repaired == 1 else 's'} repaired" if repaired else "exact already"
+                keys = (
+                    f"{repaired} key{'' if repaired == 1 else 's'} repaired" if repaired else "exact already"
+                )
                 self.stdout.write(f"{label}: {keys}")
         ok = all(result["ok"] for result in results)
         if options["format"] == "json":
