@@ -9,13 +9,13 @@ SQLCompiler = compiler.SQLCompiler
 SQLAggregateCompiler = compiler.SQLAggregateCompiler
 
 
-class SQLInsertCompiler(CountedInsertMixin, compiler.SQLInsertCompiler):  # type: ignore[misc]
+class SQLInsertCompiler(CountedInsertMixin, compiler.SQLInsertCompiler):
     """INSERT."""
 
 
-class SQLUpdateCompiler(CountedUpdateMixin, compiler.SQLUpdateCompiler):  # type: ignore[misc]
+class SQLUpdateCompiler(CountedUpdateMixin, compiler.SQLUpdateCompiler):
     """UPDATE."""
 
 
-class SQLDeleteCompiler(CountedDeleteMixin, compiler.SQLDeleteCompiler):  # type: ignore[misc]
+class SQLDeleteCompiler(CountedDeleteMixin, compiler.SQLDeleteCompiler):
     """DELETE."""

@@ -14,7 +14,12 @@ from django_scaledb.counters.operations import AlterCounterTriggers
 from django_scaledb.counters.state import CounterModelState, recorded
 
 if TYPE_CHECKING:
-    from django.db.migrations.autodetector import MigrationAutodetector as _Autodetector
+    from django.db.migrations.autodetector import MigrationAutodetector
+
+    class _Autodetector(MigrationAutodetector):
+        new_model_keys: set[tuple[str, str]]
+        kept_model_keys: set[tuple[str, str]]
+
 else:
     _Autodetector = object
 
@@ -40,9 +45,8 @@ class CounterAutodetectorMixin(_Autodetector):
             after = new.counter_options if isinstance(new, CounterModelState) else None
             if key not in self.new_model_keys | self.kept_model_keys or before == after:
                 continue
-            self.add_operation(
-                key[0], AlterCounterTriggers(new.name, after), dependencies=list(self._needed(key, after))
-            )
+            needed: list[Any] = list(self._needed(key, after))
+            self.add_operation(key[0], AlterCounterTriggers(new.name, after), dependencies=needed)
 
     def _needed(self, key: tuple[str, str], after: Any) -> Iterator[OperationDependency]:
         """The counter, its source and the parents on the way: tables and columns."""

@@ -152,7 +152,7 @@ def check_database(
 
 
 def _check_in_database(counter: type[CounterModel], connection: Any) -> Iterator[CheckMessage]:
-    nullable = [g.name for g in counter._counter_meta.groups if counter._meta.get_field(g.name).null]  # type: ignore[union-attr]
+    nullable = [g.name for g in counter._counter_meta.groups if counter._meta.get_field(g.name).null]
     if nullable and connection.pg_version < NULLS_NOT_DISTINCT:
         yield Error(
             f"{counter._meta.label} groups by {', '.join(nullable)}, which may be NULL, and {connection.alias!r} is "

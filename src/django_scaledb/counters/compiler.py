@@ -118,7 +118,7 @@ class CountedDeleteMixin(_CountedCompiler, _DeleteCompiler):
 class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
     """UPDATE that returns old and new values, when it writes a column that a counter reads."""
 
-    def execute_sql(self, result_type: Any) -> Any:
+    def execute_sql(self, result_type: Any) -> Any:  # type: ignore[override]
         writes = self._write_set()
         if writes:
             written = {str(field.column) for field, _, _ in self.query.values}  # type: ignore[attr-defined]
@@ -135,7 +135,7 @@ class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
             statement, values = self._reporting(writes.escaped, text, tuple(params))
             rows = _together(self.connection, lambda: self._report(reporting, statement, values))
         # As Django does: the parents' tables of a multi-table model come behind.
-        for query in self.query.get_related_updates():  # type: ignore[attr-defined]
+        for query in self.query.get_related_updates():
             more = query.get_compiler(self.using).execute_sql(result_type)
             if rows is None and more:
                 rows = more
@@ -156,7 +156,7 @@ class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
         PostgreSQL hands that very version to the UPDATE's re-check (EvalPlanQual); a plain
         self-join would report the values of the statement's snapshot instead.
         """
-        meta = self.query.get_meta()
+        meta: Any = self.query.get_meta()
         table, pk = quote(meta.db_table), quote(meta.pk.column)
         where, where_params = self._where()
         head, head_params = text, params
@@ -183,7 +183,7 @@ class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
         from django.core.exceptions import FullResultSet
 
         try:
-            where, params = self.compile(self.query.where)
+            where, params = self.compile(self.query.where)  # type: ignore[arg-type]  # a WhereNode compiles
         except FullResultSet:
             return "", ()
         return where, tuple(params)
@@ -192,7 +192,7 @@ class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
 class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
     """INSERT that returns keys and amounts beside each row; upserts report what they replaced."""
 
-    def execute_sql(self, returning_fields: Any = None) -> Any:
+    def execute_sql(self, returning_fields: Any = None) -> Any:  # type: ignore[override]
         writes = self._write_set()
         upserts = self.query.on_conflict == OnConflict.UPDATE  # type: ignore[attr-defined]
         if not writes or not (writes.counters or upserts):
@@ -219,7 +219,7 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
     def _run(self, text: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self.connection.cursor() as cursor:
             cursor.execute(text, params)
-            return cursor.fetchall()
+            return list(cursor.fetchall())
 
     @staticmethod
     def _and_returning(text: str, wanted: int, columns: Sequence[str]) -> str:
@@ -247,15 +247,15 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
                 else:
                     for i, amount in enumerate(amounts):
                         held[i] += amount
-            for key, amounts in sums.items():
-                log.add(counter.label, key, [sign * amount for amount in amounts])
+            for key, summed in sums.items():
+                log.add(counter.label, key, [sign * amount for amount in summed])
             start = end
         return start
 
     def _upserted(self, writes: WriteSet, text: str, params: Sequence[Any], wanted: int) -> list[Any]:
         """INSERT .. ON CONFLICT DO UPDATE on PostgreSQL 18: OLD is NULL for a row that is new."""
         safe = writes.escaped
-        meta = self.query.get_meta()
+        meta: Any = self.query.get_meta()
         pk = quote(meta.pk.column)
         columns = [f"old.{pk} IS NOT NULL AS replaced"]
         columns += [
@@ -303,21 +303,21 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
         noticed, and the pair is run again with the next snapshot, which has the row.
         """
         safe = writes.escaped
-        meta = self.query.get_meta()
+        meta: Any = self.query.get_meta()
         table, pk = quote(meta.db_table), f"{quote(meta.db_table)}.{quote(meta.pk.column)}::text"
         hops = [f"{table}.{quote(column)}::text" for hop in safe.hops for column in (hop.pk, hop.value)]
         reported = [pk, *safe.beside(), *hops]
         old_text, old_params = self._old_rows(meta, reported)
         returned = [f"{table}.{quote(field.column)}" for field in self.returning_fields or ()]
         write = f"{text} WHERE {pk} = ANY(%s) RETURNING {', '.join([*returned, *reported])}"
-        expected = len(self.query.objs)  # type: ignore[attr-defined]
+        expected = len(self.query.objs)
         for _ in range(ATTEMPTS):
             try:
                 with transaction.atomic(using=self.using):
                     old = {row[0]: row for row in self._run(old_text, old_params)}
                     rows = self._run(write, [*params, list(old)])
                     if len(rows) < expected:
-                        raise _RowAppeared
+                        raise _RowAppeared  # noqa: TRY301  # leaves the savepoint
                     self._book(writes, rows, wanted + 1, 1)
                     replaced = [(old[row[wanted]], row[wanted:]) for row in rows if row[wanted] in old]
                     end = self._book(writes, [before for before, _ in replaced], 1, -1)
@@ -338,12 +338,14 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
     def _old_rows(self, meta: Any, columns: Sequence[str]) -> tuple[str, list[Any]]:
         """The rows that the INSERT's values will conflict with, locked."""
         unique = list(self.query.unique_fields)  # type: ignore[attr-defined]
-        rows, params = [], []
-        for obj in self.query.objs:  # type: ignore[attr-defined]
+        rows: list[str] = []
+        params: list[Any] = []
+        for obj in self.query.objs:
             placeholders = []
             for field in unique:
                 value = self.prepare_value(field, self.pre_save_val(field, obj))
-                placeholder, values = self.field_as_sql(field, getattr(field, "get_placeholder", None), value)
+                special: Any = getattr(field, "get_placeholder", None)
+                placeholder, values = self.field_as_sql(field, special, value)
                 placeholders.append(
                     f"({placeholder})::{field.db_type(self.connection) or field.rel_db_type(self.connection)}"
                 )

@@ -46,7 +46,7 @@ class CounterConnectionMixin(_Wrapper):
     @property
     def is_on_its_own(self) -> bool:
         """Whether a statement would be a transaction by itself (a TestCase's blocks do not count)."""
-        blocks = self.atomic_blocks
+        blocks: Any = self.atomic_blocks
         if blocks:
             return all(block._from_testcase for block in blocks) and not self.needs_rollback
         return not self.in_atomic_block and self.get_autocommit()
@@ -65,7 +65,7 @@ class CounterConnectionMixin(_Wrapper):
 
     def savepoint_commit(self, sid: Any) -> None:
         # Inside a TestCase no COMMIT ever comes: what would be one without it is its stand-in.
-        blocks = self.atomic_blocks
+        blocks: Any = self.atomic_blocks
         if self.counter_deltas and blocks and all(block._from_testcase for block in blocks):
             self.apply_counters()
         super().savepoint_commit(sid)
@@ -102,7 +102,7 @@ class CounterConnectionMixin(_Wrapper):
         changed = self._changed_counters()
         told: list[tuple[type[CounterModel], Any]] = []
         with self.cursor() as cursor:
-            for counter, definition, former in changed:
+            for _, definition, former in changed:
                 if definition.hops:
                     # A parent's move must see every row below it, and a row its parent's move.
                     function = "pg_advisory_xact_lock" if former else "pg_advisory_xact_lock_shared"
@@ -120,7 +120,9 @@ class CounterConnectionMixin(_Wrapper):
                     told.append((counter, _told(definition, pending)))
         log.spend()
         if told:
-            self.run_on_commit.append((set(self.savepoint_ids), partial(_tell, self.alias, told), True))
+            # Not on_commit(): before COMMIT no atomic block is left for it to see.
+            hooks: list[Any] = self.run_on_commit
+            hooks.append((set(self.savepoint_ids), partial(_tell, self.alias, told), True))
 
     def _changed_counters(
         self,

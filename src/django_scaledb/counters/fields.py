@@ -55,13 +55,18 @@ def _copied(field: models.Field[Any, Any], *, null: bool) -> models.Field[Any, A
         return plain(null=null, blank=null)
     _, _, args, kwargs = field.deconstruct()
     kept = {name: value for name, value in kwargs.items() if name not in DROPPED}
-    return type(field)(*args, null=null, blank=null or field.empty_strings_allowed, **kept)
+    kept |= {"null": null, "blank": null or field.empty_strings_allowed}
+    return type(field)(*args, **kept)
 
 
 def total_fields(
     options: CounterOptions, source: type[models.Model]
 ) -> list[tuple[str, models.Field[Any, Any]]]:
     """The columns for the totals, in order; an Avg is kept as a sum and a count, and computed from them."""
+    if not options.totals:
+        raise ConfigurationError(
+            f'{options.label}: CounterMeta.totals is empty; say what to count: {{"total": Count("*")}}'
+        )
     fields: list[tuple[str, models.Field[Any, Any]]] = []
     for name, total in options.totals.items():
         if isinstance(total, models.Avg):
@@ -138,7 +143,7 @@ def _sum_field(amount: models.Field[Any, Any]) -> models.Field[Any, Any]:
 
 def _average_field(name: str) -> models.Field[Any, Any]:
     output = models.DecimalField(max_digits=38, decimal_places=10, null=True)
-    return models.GeneratedField(  # type: ignore[no-any-return]
+    return models.GeneratedField(
         expression=Cast(models.F(f"{name}_sum"), output) / NullIf(models.F(f"{name}_count"), models.Value(0)),
         output_field=models.DecimalField(max_digits=38, decimal_places=10, null=True),
         db_persist=True,

@@ -42,10 +42,6 @@ def _build(model: Any) -> None:
         for name, total in options.totals.items():
             check_total(options, name, total)
         totals = total_fields(options, source)
-        if not totals:
-            raise ConfigurationError(
-                f'{options.label}: CounterMeta.totals is empty; say what to count: {{"total": Count("*")}}'
-            )
         keys = []
         pointed_at: set[Any] = set()
         for i, group in enumerate(options.groups):
@@ -167,16 +163,17 @@ class CounterModel(models.Model, metaclass=CounterModelBase):
     class Meta:
         abstract = True
 
+    def __str__(self) -> str:
+        names = [g.name for g in self._counter_meta.groups]
+        key = {name: self.serializable_value(name) for name in names}
+        return (
+            ", ".join(f"{name}={value}" for name, value in key.items()) or self._meta.verbose_name.__str__()
+        )
+
     @classmethod
     def source(cls) -> type[models.Model]:
         """The model whose rows are counted."""
         return cls._counter_meta.source_model(cls._meta.apps)
-
-    def __str__(self) -> str:
-        key = {g.name: getattr(self, self._meta.get_field(g.name).attname) for g in self._counter_meta.groups}
-        return (
-            ", ".join(f"{name}={value}" for name, value in key.items()) or self._meta.verbose_name.__str__()
-        )
 
 
 __all__ = ["CounterManager", "CounterModel", "CounterQuerySet"]

@@ -83,7 +83,7 @@ class CounterOptions:
         if isinstance(item, str):
             return item.rpartition("__")[2]
         if isinstance(item, models.F):
-            return item.name.rpartition("__")[2]
+            return str(vars(item)["name"]).rpartition("__")[2]
         kind = getattr(item, "kind", None)
         if isinstance(kind, str):  # TruncMonth and its like
             return kind
@@ -107,7 +107,7 @@ def resolve_groups(options: CounterOptions, source: type[models.Model], apps: Ap
     groups = []
     for name, item in options.names():
         if isinstance(item, models.F):
-            item = item.name
+            item = vars(item)["name"]
         if isinstance(item, str):
             groups.append(Group(name, path=_path(options, source, item, apps)))
         elif hasattr(item, "resolve_expression"):

@@ -106,6 +106,11 @@ def _counts_rows(total: Any) -> bool:
     )
 
 
+def found_in(queryset: Any) -> str:
+    """The alias that `queryset` reads from."""
+    return str(queryset.db)
+
+
 class CounterPaginator(Paginator):  # type: ignore[type-arg]
     """A paginator that reads the count from a counter where one covers the filter."""
 
@@ -113,7 +118,7 @@ class CounterPaginator(Paginator):  # type: ignore[type-arg]
     def count(self) -> int:
         queryset = self.object_list
         found = cover(queryset) if isinstance(queryset, models.QuerySet) else None
-        return found.count(queryset.db) if found is not None else super().count  # type: ignore[union-attr]
+        return super().count if found is None else found.count(found_in(queryset))
 
     def explain(self) -> str:
         """Where the count comes from: the counter and its key, or COUNT(*) over the table."""
@@ -148,9 +153,9 @@ class CounterAdmin(_Admin):
     def has_delete_permission(self, *args: Any, **kwargs: Any) -> bool:
         return False
 
-    def get_list_display(self, request: Any) -> list[str]:
+    def get_list_display(self, request: Any) -> Any:
         if tuple(self.list_display) != ("__str__",):
-            return list(self.list_display)  # type: ignore[arg-type]
+            return list(self.list_display)
         options = self.model._counter_meta
         # A foreign key's own column: the row of a deleted parent is still there, with zeros.
         keys = [self.model._meta.get_field(group.name).attname for group in options.groups]

@@ -59,9 +59,9 @@ class CounterModelState(ModelState):
         )
 
     def clone(self) -> Self:
-        state = super().clone()
+        state: Any = super().clone()
         state.counter_options = dict(self.counter_options)
-        return state
+        return state  # type: ignore[no-any-return]
 
     def render(self, apps: Apps) -> Any:
         model: Any = super().render(apps)
