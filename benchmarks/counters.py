@@ -222,6 +222,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="per arm and round of the throughput")
     parser.add_argument("--read-rows", type=int, default=1_000_000)
     parser.add_argument("--only", action="append", help="measure only these arms, beside no counter")
+    parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     with Cluster(
@@ -247,6 +248,8 @@ def main() -> int:
                         clean(arm, "bulk")  # it takes half a minute (see the facts in the docs)
                         continue
                     taken = measure(arm)
+                    if options.verbose:
+                        print(f"{number} {measure.__name__} {arm.name}: {taken * 1000:.1f} ms", flush=True)
                     if number:  # the first round warms up
                         measures[measure.__name__][arm.name].append(taken)
         deadlocks = dict.fromkeys((arm.name for arm in arms), 0)

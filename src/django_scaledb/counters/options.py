@@ -54,6 +54,8 @@ class CounterOptions:
 
     def source_model(self, apps: Apps) -> type[models.Model]:
         """The source's class; raises `NotLoaded` when it is not registered (yet)."""
+        if isinstance(self.source, type) and issubclass(self.source, models.Model):
+            return self.source
         return _registered(apps, *self.source_key)
 
     def names(self) -> list[tuple[str, Any]]:
