@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from django.db import connections, transaction
 
 from django_scaledb.exceptions import DDLError
 from django_scaledb.partitions import catalog, maintenance, registry, work
+from django_scaledb.partitions.bounds import sort_key
 from django_scaledb.partitions.plan import Drop, Settle
 from django_scaledb.partitions.report import Report, Status
 from django_scaledb.partitions.work import Worker
@@ -79,6 +81,47 @@ def test_bounds_do_not_depend_on_the_connections_time_zone(lab: Lab) -> None:
     with lab.connection.cursor() as cursor:
         cursor.execute("SHOW timezone")
         assert cursor.fetchone() == ("America/St_Johns",)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+@pytest.mark.parametrize(
+    ("interval", "moments"),
+    [
+        ("1 hour", ["2024-03-30T11:07:00Z", "2024-03-31T00:30:00Z", "2024-03-31T23:59:59Z"]),
+        ("6 hours", ["2026-10-24T22:13:07Z", "2026-10-25T00:30:00Z", "2026-10-31T23:59:59Z"]),
+        ("1 day", ["2024-02-29T23:59:59Z", "2024-03-31T00:07:00Z", "2024-04-01T11:59:59Z"]),
+        ("5 days", ["2024-02-29T23:59:59Z", "2024-03-31T01:07:00Z", "2024-12-31T23:59:59Z"]),
+        ("1 week", ["2026-03-29T01:30:00Z", "2026-12-31T23:59:59Z", "2027-03-28T01:30:00Z"]),
+        ("1 month", ["2024-02-29T23:59:59Z", "2026-12-31T23:59:59Z", "2028-02-29T03:01:00Z"]),
+        ("3 months", ["2024-02-29T23:59:59Z", "2026-12-31T23:59:59Z", "2035-07-01T03:01:00Z"]),
+        ("1 quarter", ["2024-02-29T23:59:59Z", "2026-12-31T23:59:59Z", "2035-07-01T03:01:00Z"]),
+        ("1 year", ["2024-02-29T23:59:59Z", "2026-12-31T23:59:59Z", "2052-02-29T12:01:00Z"]),
+        ("2 years", ["2023-02-28T23:59:59Z", "2026-12-31T23:59:59Z", "2051-07-01T03:01:00Z"]),
+    ],
+)
+def test_runs_years_apart_leave_neither_gap_nor_overlap(
+    lab: Lab, meta: Any, interval: str, moments: list[str], zone: str
+) -> None:
+    """PostgreSQL itself refuses overlaps; gaps are looked for, in another time zone than the run's."""
+    meta(Plain, interval=interval, time_zone=zone)
+    times = [datetime.fromisoformat(moment) for moment in moments]
+    lab.create(Plain, now=times[0])
+    for position, now in enumerate(times):
+        with lab.connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('TimeZone', %s, false)", [f"Etc/GMT-{position * 5}"])
+        assert rotate(lab, Plain, now=now).ok
+        assert rotate(lab, Plain, now=now).is_empty
+        config = registry.config_for(Plain)
+        [found] = catalog.read(lab.connection, ["lab_plain"])
+        assert found is not None
+        ranges = [p.range for p in found.partitions(config) if p.range]
+        ranges.sort(key=lambda r: sort_key(r.lower))
+        assert all(left.upper == right.lower for left, right in itertools.pairwise(ranges))
+        assert ranges[0].lower <= times[0]
+        ahead = [r for r in ranges if r.lower > now]
+        assert len(ahead) == config.premake
+        starts = [config.interval.start_of(r.lower, config.zone) for r in ranges]
+        assert starts == [r.lower for r in ranges], "each begins where the calendar says"
 
 
 def test_gaps_are_filled(lab: Lab) -> None:
@@ -221,6 +264,24 @@ def test_hand_made_partitions_and_the_last_one_stay(lab: Lab, meta: Any) -> None
     report = rotate(lab, Plain, now=datetime(2027, 1, 1, tzinfo=UTC), create=False)
     assert report.is_empty
     assert len(lab.bounds("lab_plain")) == 2
+
+
+def test_the_last_one_stays_as_long_as_no_newer_one_could_be_made(
+    lab: Lab, meta: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.create(Plain, now=datetime(2026, 1, 9, tzinfo=UTC))
+    lab.execute(
+        "CREATE TABLE lab_plain_default PARTITION OF lab_plain DEFAULT",
+        *(f"INSERT INTO lab_plain (at) VALUES ('2026-{month}-17')" for month in range(3, 8)),
+    )
+    monkeypatch.setattr(work, "MOVED_ROWS", 0)  # so that no partition can be made
+    meta(Plain, retention="1 month")
+    report = rotate(lab, Plain, now=datetime(2026, 6, 17, tzinfo=UTC))
+    assert [r.status for r in report.models[0].results if r.action == "detach"] == [
+        Status.DONE,
+        Status.SKIPPED,
+    ]
+    assert set(lab.bounds("lab_plain")) == {"lab_plain_y2026m02", "lab_plain_default"}
 
 
 def test_what_was_put_back_by_hand_stays(lab: Lab, meta: Any) -> None:

@@ -329,6 +329,10 @@ def _needs(item: _Item, other: _Item) -> bool:
                 return settled == partition
             case Detach():
                 return True  # PostgreSQL allows one pending detach in a set
+    if isinstance(other.action, Create) and isinstance(item.action, Detach):
+        # The plan lets the last partition go because of the newer ones it makes; without them it stays.
+        assert item.job.worker is not None
+        return item.job.worker.is_last(item.action.partition)
     return other.left_pending and isinstance(item.action, Detach)
 
 

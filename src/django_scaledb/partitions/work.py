@@ -104,6 +104,13 @@ class Worker:
             else:
                 yield self._settle(member, action.partition.range)
 
+    def is_last(self, partition: Partition) -> bool:
+        """Whether no partition of the set, as it was read, reaches farther than `partition`."""
+        ranges = (p.range for p in self.parent.partitions(self.config) if p.state is State.ATTACHED)
+        return partition.range is not None and all(
+            other is None or other.upper <= partition.range.upper for other in ranges
+        )
+
     def is_pending(self, partition: Partition) -> bool:
         """Whether a DETACH CONCURRENTLY of `partition` was begun and not finished."""
         return self._state(self.parent.member(partition.table)) is State.DETACH_PENDING
