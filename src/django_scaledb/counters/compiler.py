@@ -19,6 +19,7 @@ from django.db.models.sql.constants import ROW_COUNT
 from django_scaledb.counters import registry
 from django_scaledb.counters.definition import quote
 from django_scaledb.counters.deltas import Number
+from django_scaledb.counters.signals import counters_changed
 from django_scaledb.counters.writes import AFTER, BEFORE, OLD, WriteSet
 from django_scaledb.exceptions import ScaleDBError
 
@@ -64,8 +65,38 @@ def _together(connection: Any, write: Callable[[], T]) -> T:
                 raise
 
 
+def _again(run: Callable[[], T]) -> T:
+    """`run()`, a statement that is its own transaction; again when its counters' rows were in the way."""
+    attempts = ATTEMPTS
+    while True:
+        try:
+            return run()
+        except OperationalError as error:
+            attempts -= 1
+            if not attempts or getattr(error.__cause__, "sqlstate", None) not in RETRIED:
+                raise
+
+
 class _CountedCompiler(_Compiler):
     """What the three have in common."""
+
+    def _folds_at_once(self, writes: WriteSet) -> bool:
+        """Whether this statement is a transaction by itself and can write its counters, too."""
+        connection: Any = self.connection
+        return (
+            not connection.in_atomic_block
+            and connection.is_on_its_own
+            and writes.folds_at_once
+            and not counters_changed.has_listeners()
+        )
+
+    def _folded_count(self, text: str, params: Sequence[Any]) -> int:
+        def run() -> int:
+            with self.connection.cursor() as cursor:
+                cursor.execute(text, params)
+                return int(cursor.fetchone()[0])
+
+        return _again(run)
 
     def _write_set(self) -> WriteSet | None:
         if not getattr(self.connection, "keeps_counters", False):
@@ -111,7 +142,10 @@ class CountedDeleteMixin(_CountedCompiler, _DeleteCompiler):
             return 0 if result_type == ROW_COUNT else None
         table = quote(self.query.get_meta().db_table)
         safe = writes.escaped
-        statement = safe.report(f"{text} {safe.returning({BEFORE: table})}", BEFORE)
+        write = f"{text} {safe.returning({BEFORE: table})}"
+        if self._folds_at_once(writes):
+            return self._folded_count(safe.folding(write, BEFORE), params)
+        statement = safe.report(write, BEFORE)
         return _together(self.connection, lambda: self._report(writes, statement, params))
 
 
@@ -132,8 +166,12 @@ class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
             text = ""
         if text:
             reporting = writes
-            statement, values = self._reporting(writes.escaped, text, tuple(params))
-            rows = _together(self.connection, lambda: self._report(reporting, statement, values))
+            at_once = self._folds_at_once(writes)
+            statement, values = self._reporting(writes.escaped, text, tuple(params), at_once=at_once)
+            if at_once:
+                rows = self._folded_count(statement, values)
+            else:
+                rows = _together(self.connection, lambda: self._report(reporting, statement, values))
         # As Django does: the parents' tables of a multi-table model come behind.
         for query in self.query.get_related_updates():
             more = query.get_compiler(self.using).execute_sql(result_type)
@@ -141,15 +179,21 @@ class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
                 rows = more
         return rows or 0
 
-    def _reporting(self, writes: WriteSet, text: str, params: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+    def _reporting(
+        self, writes: WriteSet, text: str, params: tuple[Any, ...], *, at_once: bool
+    ) -> tuple[str, tuple[Any, ...]]:
         if self.connection.pg_version >= RETURNING_OLD:  # type: ignore[attr-defined]
             returning = writes.returning({BEFORE: "old", AFTER: "new"})
-            return writes.report(f"{text} {returning}", (BEFORE, AFTER)), params
-        return self._with_old_rows_locked(writes, text, params)
+            write, old = f"{text} {returning}", ""
+        else:
+            write, params, old = self._with_old_rows_locked(writes, text, params)
+        if at_once:
+            return writes.folding(write, (BEFORE, AFTER), before=old), params
+        return writes.report(write, (BEFORE, AFTER), before=old), params
 
     def _with_old_rows_locked(
         self, writes: WriteSet, text: str, params: tuple[Any, ...]
-    ) -> tuple[str, tuple[Any, ...]]:
+    ) -> tuple[str, tuple[Any, ...], str]:
         """Old values on PostgreSQL 14-17: lock the rows, then update what was locked.
 
         ``FOR NO KEY UPDATE`` waits for whoever holds a row and reads its newest version, and
@@ -177,7 +221,7 @@ class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
             update += f" AND ({where})"
         update += f" {writes.returning({BEFORE: OLD, AFTER: table})}"
         values = (*where_params, *head_params, *(where_params if again else ()))
-        return writes.report(update, (BEFORE, AFTER), before=old), values
+        return update, values, old
 
     def _where(self) -> tuple[str, tuple[Any, ...]]:
         from django.core.exceptions import FullResultSet
@@ -208,7 +252,14 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
         except EmptyResultSet:
             return []
         self.returning_fields = returning_fields
-        rows = _together(self.connection, lambda: run(writes, text, params, wanted))
+        if not upserts and self._folds_at_once(writes):
+            table = quote(str(self.query.get_meta().db_table))
+            columns = [f"{table}.{quote(column)}" for column in writes.escaped.columns]
+            write = self._and_returning(text, wanted, columns or ["NULL"])
+            folding = writes.escaped.folding(write, AFTER, wanted=wanted)
+            rows = _again(lambda: self._run(folding, params))
+        else:
+            rows = _together(self.connection, lambda: run(writes, text, params, wanted))
         if not returning_fields:
             return []
         cols = [field.get_col(self.query.get_meta().db_table) for field in returning_fields]

@@ -13,7 +13,7 @@ from django.db.models.sql.where import AND
 from django.utils.functional import cached_property
 
 from django_scaledb.counters import detach
-from django_scaledb.counters.models import CounterModel
+from django_scaledb.counters.models import CounterModel, CounterQuerySet
 
 if TYPE_CHECKING:
     _Admin = admin.ModelAdmin[Any]
@@ -37,10 +37,11 @@ class Cover:
         """The number of rows; sums over the groups that the filter leaves open."""
         options = self.counter._counter_meta
         if len(self.key) == len(options.groups):
-            return int(getattr(self.counter._base_manager.using(using).for_key(**self.key), self.total))  # type: ignore[attr-defined]
+            rows = CounterQuerySet(self.counter, using=using)
+            return int(getattr(rows.for_key(**self.key), self.total))
         lookups = {f"{n}__isnull" if v is None else n: True if v is None else v for n, v in self.key.items()}
-        rows = self.counter._base_manager.using(using).filter(**lookups)
-        return int(rows.aggregate(sum=models.Sum(self.total))["sum"] or 0)
+        open_rows = CounterQuerySet(self.counter, using=using).filter(**lookups)
+        return int(open_rows.aggregate(sum=models.Sum(self.total))["sum"] or 0)
 
 
 def cover(queryset: models.QuerySet[Any]) -> Cover | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django_scaledb.counters.definition import Definition, Hop, quote
-from django_scaledb.counters.statements import changes
+from django_scaledb.counters.statements import changes, fold, raw_groups
 
 ROWS = "scaledb_rows"
 OLD = "scaledb_old"
@@ -74,6 +74,44 @@ class WriteSet:
                 f"SELECT {-1 - i}, 0, ARRAY[o{pk}::text, o{value}::text], NULL::numeric[] FROM {ROWS}{changed}"
             )
         return f"WITH {before}{ROWS} AS ({write}) {' UNION ALL '.join(parts)}"
+
+    # -- write and fold in one statement
+
+    @property
+    def folds_at_once(self) -> bool:
+        """Whether a statement that is a transaction by itself can also write its counters.
+
+        A span's parents are to be looked up in a snapshot that is newer than the statement's.
+        """
+        return bool(self.counters) and not self.hops and not any(c.hops for c in self.counters)
+
+    def folding(self, write: str, sides: Sequence[str], wanted: int | None = None, before: str = "") -> str:
+        """`write` with its counters written behind it, in the order of their tables.
+
+        Gives the first `wanted` columns that `write` returns, or, with None, the count of its rows.
+        """
+        names = [f"r{i}" for i in range(wanted or 0)]
+        names += [f"{side}{i}" for side in sides for i in range(len(self.columns))]
+        listed = ", ".join(names)
+        ctes = [f"{ROWS}{f'({listed})' if names else ''} AS ({write})"]
+        for number, counter in enumerate(sorted(self.counters, key=lambda c: c.table)):
+            # Asking for the one before makes PostgreSQL finish it first: the order of all folds.
+            after = f"(SELECT COUNT(*) FROM scaledb_c{number - 1}) IS NOT NULL" if number else "TRUE"
+            parts = [
+                f"SELECT {self._pending(counter, sign)} FROM ({raw_groups(counter, self._relation(side, counter))}) g "
+                f"WHERE {after}"
+                for side, sign in ((BEFORE, "-"), (AFTER, ""))
+                if side in sides
+            ]
+            pending = f"({' UNION ALL '.join(parts)})"
+            ctes.append(f"scaledb_c{number} AS ({fold(counter, pending)} RETURNING 1)")
+        result = ", ".join(f"r{i}" for i in range(wanted)) or "NULL" if wanted is not None else "COUNT(*)"
+        return f"WITH {before}{', '.join(ctes)} SELECT {result} FROM {ROWS}"
+
+    @staticmethod
+    def _pending(counter: Definition, sign: str) -> str:
+        keys = [f"g.k{i}" for i in range(len(counter.keys))]
+        return ", ".join([*keys, *(f"{sign}g.t{i} AS t{i}" for i in range(len(counter.totals)))])
 
     def returning(self, qualifiers: dict[str, str]) -> str:
         """``RETURNING`` for `report`: each side's prefix with what qualifies its columns."""
