@@ -74,7 +74,9 @@ class CounterConnectionMixin(_Wrapper):
     def commit(self) -> None:
         if self.counter_deltas:
             try:
-                self.apply_counters()
+                self.validate_no_atomic_block()
+                # The driver finds nothing left to commit, and sends nothing.
+                self._apply("COMMIT")
             except BaseException:
                 # Whatever stops us here, the rows must not be committed without their deltas.
                 self.rollback()
@@ -98,26 +100,36 @@ class CounterConnectionMixin(_Wrapper):
         COMMIT does it by itself; call it earlier only to read a counter's table with plain queries
         in the same transaction, at the price of holding its rows' locks until the end.
         """
+        self._apply()
+
+    def _apply(self, *last: str) -> None:
+        """All locks, all folds and what is to come `last`, in one message to the server.
+
+        From the first row's lock to the end of COMMIT nothing waits for this process, which may
+        be slow to get its turn: a hot row is free again as soon as the server can make it so.
+        """
         log = self.counter_deltas
-        changed = self._changed_counters()
         told: list[tuple[type[CounterModel], Any]] = []
-        with self.cursor() as cursor:
-            for _, definition, former in changed:
-                if definition.hops:
-                    # A parent's move must see every row below it, and a row its parent's move.
-                    function = "pg_advisory_xact_lock" if former else "pg_advisory_xact_lock_shared"
-                    cursor.execute(f"SELECT {function}(%s)", [definition.lock_id])
-            for counter, definition, former in changed:
-                pending = log.pending(definition.label)
-                if not pending and not former:
-                    continue
-                safe = definition.escaped
-                cursor.execute(
-                    fold(safe, pending_relation(safe, unnested(safe)), self._former_relations(safe, former)),
-                    [*_arrays(definition, pending), *self._former_arrays(former)],
-                )
-                if pending and counters_changed.has_listeners(counter):
-                    told.append((counter, _told(definition, pending)))
+        locks: list[str] = []
+        folds: list[str] = []
+        self.ensure_connection()
+        for counter, definition, former in self._changed_counters():
+            pending = log.pending(definition.label)
+            if not pending and not former:
+                continue
+            if definition.hops:
+                # A parent's move must see every row below it, and a row its parent's move.
+                function = "pg_advisory_xact_lock" if former else "pg_advisory_xact_lock_shared"
+                locks.append(f"SELECT {function}({definition.lock_id})")
+            safe = definition.escaped
+            text = fold(safe, pending_relation(safe, unnested(safe)), self._former_relations(safe, former))
+            params = [*_arrays(definition, pending), *self._former_arrays(former)]
+            folds.append(self.ops.compose_sql(text, params))
+            if pending and counters_changed.has_listeners(counter):
+                told.append((counter, _told(definition, pending)))
+        if folds:
+            with self.cursor() as cursor:
+                cursor.execute(";\n".join([*locks, *folds, *last]))
         log.spend()
         if told:
             # Not on_commit(): before COMMIT no atomic block is left for it to see.
