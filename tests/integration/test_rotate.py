@@ -12,14 +12,16 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import connections, transaction
+from psycopg import sql
 
 from django_scaledb.exceptions import DDLError
-from django_scaledb.partitions import catalog, maintenance, registry, work
+from django_scaledb.partitions import catalog, hooks, maintenance, registry, work
 from django_scaledb.partitions.bounds import sort_key
 from django_scaledb.partitions.plan import Drop, Settle
 from django_scaledb.partitions.report import Report, Status
 from django_scaledb.partitions.work import Worker
 from django_scaledb.postgres.executor import Executor
+from django_scaledb.postgres.statements import Statement
 from tests.lab import NOW, Account, Lab, Plain, Span, Trace, Traffic, Upload
 
 
@@ -329,7 +331,7 @@ def test_the_mark_is_read_again_under_the_lock(lab: Lab, meta: Any, meanwhile: s
     assert found is not None
     config = registry.config_for(Plain)
     (partition,) = (p for p in found.partitions(config) if p.table.name == "lab_plain_y2026m01")
-    worker = Worker(lab.connection, config, found, NOW, drain_default=False)
+    worker = Worker(lab.connection, Plain, config, found, NOW, drain_default=False)
     with Executor(lab.connection, command="test", lock_timeout=200, deadline=1) as door:
         (task,) = worker.tasks(Drop(partition) if kind == "drop" else Settle(partition))
         lab.execute(meanwhile)
@@ -654,3 +656,40 @@ def test_an_unreachable_database_is_one_failure(lab: Lab) -> None:
     assert not report.ok
     assert report.error is not None
     assert report.as_json()["error"]["type"] == "OperationalError"
+
+
+# -- other features
+
+
+def test_hooks_take_part_once_and_in_the_same_transaction(lab: Lab, meta: Any) -> None:
+    """What a hook writes when a partition leaves is there exactly once, also after a failure in between."""
+    lab.create(Plain, now=datetime(2026, 1, 9, tzinfo=UTC))
+    lab.execute("CREATE TABLE ledger (what text)", "ALTER TABLE ledger OWNER TO app", superuser=False)
+    meta(Plain, retention="3 months")
+
+    def note(what: str) -> Any:
+        def build(connection: Any, model: Any, table: Any) -> list[Statement]:
+            assert model is Plain
+            text = sql.SQL("INSERT INTO ledger VALUES ({})").format(sql.Literal(f"{what} {table.name}"))
+            return [Statement(text)]
+
+        return build
+
+    hook = hooks.Hook(on_create=note("create"), on_settle=note("settle"))
+    hooks.register(hook)
+    try:
+        lab.execute("ALTER TABLE ledger ADD CHECK (what NOT LIKE 'settle%')")
+        report = rotate(lab, Plain)
+        assert not report.ok
+        assert lab.value("SELECT count(*) FROM ledger WHERE what LIKE 'settle%'") == 0
+        assert '"state":"retiring"' in (lab.comment("lab_plain_y2026m01") or "")
+        lab.execute("ALTER TABLE ledger DROP CONSTRAINT ledger_what_check")
+        assert rotate(lab, Plain).ok
+        assert rotate(lab, Plain).is_empty
+    finally:
+        hooks.unregister(hook)
+    written = [what for (what,) in lab.execute("SELECT what FROM ledger ORDER BY what")]
+    assert written == [
+        *(f"create lab_plain_y2026m0{month}" for month in (3, 4, 5, 6)),
+        "settle lab_plain_y2026m01",
+    ]

@@ -215,7 +215,12 @@ class _Run:
                 raise PlanError(no_table(model, self.options.using))
             actions = planner(config, found.partitions(config)).actions
             worker = Worker(
-                self.connection, config, found, self.options.now, drain_default=self.options.drain_default
+                self.connection,
+                model,
+                config,
+                found,
+                self.options.now,
+                drain_default=self.options.drain_default,
             )
             if actions:
                 worker.require_rights()
