@@ -42,6 +42,7 @@ class Download(PartitionedModel):
     class PartitioningMeta:
         key = ["at"]
         interval = "1 year"
+        retention = "3 years"
 
 
 class Delivery(models.Model):
@@ -123,6 +124,7 @@ class Shipment(PartitionedModel):
     class PartitioningMeta:
         key = ["at"]
         interval = "1 year"
+        retention = "3 years"
 
 
 class DeliveriesPerProject(CounterModel):

@@ -265,3 +265,23 @@ def test_a_kept_partition_stays_counted(projects):
         )
     assert DownloadsEver.objects.get().total_kept == 0
     assert rebuild.check(DownloadsEver, "default").ok
+
+
+def test_rotation_accounts_for_what_it_detaches_and_arms_what_it_makes(projects):
+    from django_scaledb.counters import triggers
+    from django_scaledb.partitions import maintenance
+
+    ever = DownloadsEver.objects.get().total
+    assert DownloadsPerProject.objects.get(project=projects[0]).total == 6
+    report = maintenance.rotate([Download, Shipment], now=datetime(2040, 3, 3, tzinfo=UTC))
+    assert report.ok, report.failures()
+    assert DownloadsPerProject.objects.get(project=projects[0]).total == Download.objects.count() < 6
+    assert ShipmentsPerProject.objects.get(project=projects[0]).total == Shipment.objects.count() < 6
+    assert DownloadsEver.objects.get().total == ever
+    assert call("check_counters", "counterapp.DownloadsEver", "counterapp.ShipmentsPerProject")[0] == 0
+    assert call("check_counters", "counterapp.DownloadsPerProject")[0] == 0
+    with connection.cursor() as cursor:
+        cursor.execute(triggers.unarmed(rebuild.registry.definition(ShipmentsPerProject, connection)))
+        assert cursor.fetchall() == []
+    Shipment.objects.create(project=projects[0], size=1, at=at(2041))
+    assert_same_totals(ShipmentsPerProject)
