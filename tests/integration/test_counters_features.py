@@ -56,10 +56,15 @@ def heard():
 @committing
 def test_receivers_are_told_after_the_commit(project, heard):
     with transaction.atomic():
-        Upload.objects.bulk_create([Upload(project=project, size=5), Upload(project=project, size=6), Upload(size=1)])
+        Upload.objects.bulk_create(
+            [Upload(project=project, size=5), Upload(project=project, size=6), Upload(size=1)]
+        )
         Upload.objects.filter(size=6).delete()
         assert heard == []
-    changes = [({"project_id": str(project.pk)}, {"total": 1, "bytes": 5}), ({"project_id": None}, {"total": 1, "bytes": 1})]
+    changes = [
+        ({"project_id": str(project.pk)}, {"total": 1, "bytes": 5}),
+        ({"project_id": None}, {"total": 1, "bytes": 1}),
+    ]
     assert heard == [(UploadsPerProject, "default", changes, False)]
 
 
@@ -129,7 +134,9 @@ def test_for_key_sees_its_own_transaction_and_others_do_not(project):
 @committing
 def test_other_models_pay_nothing_and_delete_fast(project):
     Tag.objects.bulk_create([Tag(name=str(i)) for i in range(3)])
-    with CaptureQueriesContext(connection, ) as queries:
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
         Owner.objects.create(name="b")
         Tag.objects.filter(name="1").update(name="x")
     assert len(queries) == 2
@@ -284,6 +291,8 @@ def test_data_migrations_count(project):
 def test_outdated_triggers_are_seen(db):
     found = definition(DeliveriesPerProject, connection)
     with connection.cursor() as cursor:
-        cursor.execute(f"COMMENT ON FUNCTION {triggers.prefix(found)}_fold() IS 'django_scaledb counter x 0000'")
+        cursor.execute(
+            f"COMMENT ON FUNCTION {triggers.prefix(found)}_fold() IS 'django_scaledb counter x 0000'"
+        )
     (message,) = [m for m in run_checks(databases=["default"]) if m.id == "django_scaledb.W041"]
     assert "are not what its CounterMeta says" in message.msg

@@ -16,7 +16,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from django_scaledb.counters.registry import counters
 from django_scaledb.testing.counters import assert_same_totals
-from tests.counterapp.models import Delivery, Owner, Project, Upload, UploadsPerProject
+from tests.counterapp.models import (
+    DeliveriesPerOwner,
+    DeliveriesPerProject,
+    Delivery,
+    Owner,
+    Project,
+    Upload,
+    UploadsPerProject,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 SIZES = st.sampled_from([None, 0, 7, 150])
@@ -121,6 +129,11 @@ class Writes(RuleBasedStateMachine):
             for project in Project.objects.all():
                 row = UploadsPerProject.objects.for_key(project=project)
                 assert row.total == Upload.objects.filter(project=project).count()
+                row = DeliveriesPerProject.objects.for_key(project=project)
+                assert row.total == Delivery.objects.filter(project=project).count()
+            for owner in self.owners:
+                row = DeliveriesPerOwner.objects.for_key(owner=owner, country=owner.country)
+                assert row.total == Delivery.objects.filter(project__owner=owner).count()
 
     def teardown(self):
         while self.blocks:
@@ -184,7 +197,11 @@ def killed_writers(rounds, writers=4):
     for name in "abcd":
         Project.objects.create(name=name, owner=owner)
     chance = random.Random(1)
-    entry = {k: v for k, v in connection.settings_dict.items() if k in ("ENGINE", "HOST", "PORT", "USER", "PASSWORD", "NAME")}
+    entry = {
+        k: v
+        for k, v in connection.settings_dict.items()
+        if k in ("ENGINE", "HOST", "PORT", "USER", "PASSWORD", "NAME")
+    }
     entry["TEST"] = {}
     for number in range(rounds):
         processes = [

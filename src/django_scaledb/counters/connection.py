@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from django_scaledb.counters import registry
+from django_scaledb.counters import registry, triggers
 from django_scaledb.counters.definition import Definition
 from django_scaledb.counters.deltas import DeltaLog, HopName, RawKey
 from django_scaledb.counters.signals import counters_changed
@@ -170,6 +170,8 @@ class CounterConnectionMixin(_Wrapper):
 
     def pending_for_key(self, counter: type[CounterModel], key: Sequence[Any]) -> dict[str, Any]:
         """What this transaction has added to one key of `counter` and not applied yet, by total."""
+        if counter._counter_meta.mechanism == "trigger":
+            return self._booked_for_key(counter, key)
         if not self.counter_deltas:
             return {}
         for changed, definition, former in self._changed_counters():
@@ -179,14 +181,39 @@ class CounterConnectionMixin(_Wrapper):
                     safe, pending_relation(safe, unnested(safe)), self._former_relations(safe, former)
                 )
                 pending = self.counter_deltas.pending(definition.label)
-                with self.cursor() as cursor:
-                    cursor.execute(text, [*_arrays(definition, pending), *self._former_arrays(former), *key])
-                    amounts = cursor.fetchone()
-                return {
-                    name: counter._meta.get_field(name).to_python(amount or 0)  # type: ignore[union-attr]
-                    for name, amount in zip((t.column for t in definition.totals), amounts, strict=True)
-                }
+                params = [*_arrays(definition, pending), *self._former_arrays(former), *key]
+                return self._amounts(counter, definition, text, params)
         return {}
+
+    def _booked_for_key(self, counter: type[CounterModel], key: Sequence[Any]) -> dict[str, Any]:
+        """The same where triggers have booked it in the transaction's settings."""
+        if not self.in_atomic_block and self.get_autocommit():
+            return {}
+        definition = registry.definition(counter, self)
+        names = triggers.settings(definition)
+        with self.cursor() as cursor:
+            cursor.execute(f"SELECT {', '.join(['current_setting(%s, true)'] * len(names))}", names)
+            pending, *former = (text or "" for text in cursor.fetchone())
+        if not pending and not any(former):
+            return {}
+        safe = definition.escaped
+        relations = {}
+        if any(former):
+            relations = {(hop.table, hop.value): triggers.formerly(hop, "%s::text") for hop in safe.hops}
+        text = pending_for_key(safe, triggers.booked(safe, "%s::text"), relations)
+        params = [pending, *(former if relations else ()), *key]
+        return self._amounts(counter, definition, text, params)
+
+    def _amounts(
+        self, counter: type[CounterModel], definition: Definition, text: str, params: Sequence[Any]
+    ) -> dict[str, Any]:
+        with self.cursor() as cursor:
+            cursor.execute(text, params)
+            amounts = cursor.fetchone()
+        return {
+            name: counter._meta.get_field(name).to_python(amount or 0)  # type: ignore[union-attr]
+            for name, amount in zip((t.column for t in definition.totals), amounts, strict=True)
+        }
 
 
 def _unescaped(table: str, column: str) -> HopName:

@@ -86,7 +86,7 @@ class CounterQuerySet(models.QuerySet[T]):
         row: Any = found if found is not None else model(**values)
         connection = connections[self.db]
         pending = getattr(connection, "pending_for_key", None)
-        if pending is not None and model._counter_meta.mechanism == "signals":
+        if pending is not None:
             columns = [model._meta.get_field(group.name) for group in model._counter_meta.groups]
             for name, amount in pending(model, [values[field.attname] for field in columns]).items():
                 setattr(row, name, getattr(row, name) + amount)

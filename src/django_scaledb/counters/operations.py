@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.migrations.operations.base import OperationCategory
 from django.db.migrations.operations.models import ModelOperation
 from django.db.migrations.state import ProjectState
 
@@ -17,6 +18,8 @@ class AlterCounterTriggers(ModelOperation):
     `makemigrations` writes it for counters with ``mechanism = "trigger"``. Rows that are there
     already are counted by ``rebuild_counters``, while the application goes on.
     """
+
+    category = OperationCategory.ALTERATION
 
     def __init__(self, name: str, counter_options: dict[str, Any] | None) -> None:
         self.counter_options = counter_options

@@ -180,11 +180,32 @@ BEGIN
 END"""
 
 
-def _folding(definition: Definition) -> str:
+def booked(definition: Definition, held: str) -> str:
+    """The relation of raw groups in the entries `held` (SQL for the setting's text)."""
     keys = [f"e -> 0 ->> {i} AS k{i}" for i in range(len(definition.keys))]
     totals = [f"(e -> 1 ->> {i})::numeric AS t{i}" for i in range(len(definition.totals))]
-    source = f"(SELECT {', '.join(keys + totals)} FROM jsonb_array_elements(('[' || scaledb_held || ']')::jsonb) e) p"
-    pending = pending_relation(definition, source)
+    entries = f"jsonb_array_elements(('[' || {held} || ']')::jsonb) e"
+    return pending_relation(definition, f"(SELECT {', '.join(keys + totals)} FROM {entries}) p")
+
+
+def formerly(hop: Hop, held: str) -> str:
+    """SELECT of ``(pk, v)``: what a step's parents first said, out of the entries `held`."""
+    return (
+        f"SELECT DISTINCT ON (1) (f.e ->> 0)::{hop.pk_type} AS pk, (f.e ->> 1)::{hop.value_type} AS v "
+        f"FROM jsonb_array_elements(('[' || {held} || ']')::jsonb) WITH ORDINALITY f(e, i) ORDER BY 1, f.i"
+    )
+
+
+def settings(definition: Definition) -> list[str]:
+    """The names of the settings that hold this counter's entries: pending ones, then each step's."""
+    return [
+        f"scaledb.pending_{definition.identity}",
+        *(_former_setting(definition, i) for i in range(len(definition.hops))),
+    ]
+
+
+def _folding(definition: Definition) -> str:
+    pending = booked(definition, "scaledb_held")
     identity = definition.identity
     begin = f"""\
 BEGIN
@@ -206,13 +227,7 @@ END"""
         f"    {name} text := coalesce(current_setting('{s}', true), '');" for s, name, _ in names
     )
     cleared = ", ".join(f"set_config('{s}', '', true)" for s, _, _ in names)
-    former = {
-        (hop.table, hop.value): (
-            f"SELECT DISTINCT ON (1) (f.e ->> 0)::{hop.pk_type} AS pk, (f.e ->> 1)::{hop.value_type} AS v "
-            f"FROM jsonb_array_elements(('[' || {name} || ']')::jsonb) WITH ORDINALITY f(e, i) ORDER BY 1, f.i"
-        )
-        for _, name, hop in names
-    }
+    former = {(hop.table, hop.value): formerly(hop, name) for _, name, hop in names}
     nothing = " AND ".join(f"{name} = ''" for _, name, _ in names)
     return f"""\
 DECLARE
