@@ -71,7 +71,8 @@ def make_tables(rows: int, projects: int) -> None:
             # A row trigger would update each parent a thousand times in one transaction: minutes.
             cursor.execute(f"ALTER TABLE {upload} DISABLE TRIGGER USER")
             cursor.execute(
-                f"INSERT INTO {upload} (project_id, size, name) SELECT 1 + mod(g, {projects}), g, 'file ' || g "
+                f"INSERT INTO {upload} (project_id, size, name) SELECT 1 + mod(g, "
+                f"{projects}), g, 'file ' || g "
                 f"FROM generate_series(1, {rows}) g"
             )
             cursor.execute(f"ALTER TABLE {upload} ENABLE TRIGGER USER")

@@ -27,7 +27,8 @@ def show_counters(say: Say, show: Say) -> None:
     call_command("rebuild_counters", "pypi_counters.ProjectUploads", verbosity=0)
     say(
         f"pypi_counters.ProjectUploads holds one row per project. Its first filling counted "
-        f"{Upload.objects.count():,} uploads in {(time.perf_counter() - began) * 1000:.0f} ms; nobody had to wait."
+        f"{Upload.objects.count():,} uploads in "
+        f"{(time.perf_counter() - began) * 1000:.0f} ms; nobody had to wait."
     )
     busiest = Project.objects.get(pk=ProjectUploads.objects.order_by("-total")[0].project_id)
     some = list(busiest.uploads.order_by("-uploaded_at")[:1000])

@@ -161,13 +161,13 @@ class InATestCase(TestCase):
     def test_rows_are_right_at_once(self):
         project = Project.objects.create(name="a")
         upload = Upload.objects.create(project=project, size=3)
-        self.assertEqual(UploadsPerProject.objects.get(project=project).total, 1)
+        assert UploadsPerProject.objects.get(project=project).total == 1
         with transaction.atomic():
             upload.delete()
-            self.assertEqual(UploadsPerProject.objects.get(project=project).total, 1)
-        self.assertEqual(UploadsPerProject.objects.get(project=project).total, 0)
+            assert UploadsPerProject.objects.get(project=project).total == 1
+        assert UploadsPerProject.objects.get(project=project).total == 0
         Delivery.objects.create(project=project)
-        self.assertEqual(UploadsPerProject.objects.count(), 1)
+        assert UploadsPerProject.objects.count() == 1
 
 
 @committing

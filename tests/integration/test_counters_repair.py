@@ -191,7 +191,8 @@ def test_repair_under_writers(projects, source):
 def partitions_of(source):
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT relid::regclass::text, c.reltuples FROM pg_partition_tree(%s) p JOIN pg_class c ON c.oid = p.relid "
+            "SELECT relid::regclass::text, c.reltuples FROM pg_partition_tree(%s) p JOIN "
+            "pg_class c ON c.oid = p.relid "
             "WHERE isleaf",
             [source._meta.db_table],
         )

@@ -44,7 +44,9 @@ class Writes(RuleBasedStateMachine):
         for model in (Upload, Delivery, Project, Owner):
             model.objects.all().delete()
         self.owners = [Owner.objects.create(name=n, country=n) for n in "xy"]
-        self.projects = [Project.objects.create(name=n, owner=o) for n, o in zip("abc", [*self.owners, None])]
+        self.projects = [
+            Project.objects.create(name=n, owner=o) for n, o in zip("abc", [*self.owners, None], strict=True)
+        ]
 
     def some(self, data, model):
         rows = list(model.objects.order_by("pk"))
@@ -183,7 +185,8 @@ WRITER = """
                 with transaction.atomic():
                     for model in (Upload, Delivery):
                         pick = chance.choice(projects)
-                        model.objects.bulk_create([model(project=pick, size=i) for i in range(chance.randrange(1, 9))])
+                        rows = [model(project=pick, size=i) for i in range(chance.randrange(1, 9))]
+                        model.objects.bulk_create(rows)
                         model.objects.filter(size=chance.randrange(8), project=pick).delete()
                     if chance.random() < 0.2:
                         transaction.set_rollback(True)
@@ -223,7 +226,8 @@ def killed_writers(rounds, writers=4):
         with connection.cursor() as cursor:
             for _ in range(100):
                 cursor.execute(
-                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND pid <> pg_backend_pid()"
                 )
                 if not cursor.fetchone()[0]:
                     break

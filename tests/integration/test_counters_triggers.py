@@ -76,7 +76,8 @@ def orm(project):
 
 def raw_sql(project):
     run(
-        "INSERT INTO counterapp_delivery (project_id, size, kind) SELECT %s, g, 'x' FROM generate_series(1, 50) g",
+        "INSERT INTO counterapp_delivery (project_id, size, kind) SELECT %s, g, 'x' FROM "
+        "generate_series(1, 50) g",
         project.pk,
     )
     run("UPDATE counterapp_delivery SET size = size + 1, yanked = false WHERE mod(id, 2) = 0")
@@ -172,7 +173,8 @@ def test_partitions_count_whatever_table_a_statement_names(world):
     assert_exact()
     leaf = run("SELECT tableoid::regclass::text FROM counterapp_shipment LIMIT 1")[0][0]
     run(
-        f"INSERT INTO {leaf} (id, project_id, size, at) SELECT id + 1000, project_id, 100, at FROM {leaf} LIMIT 1"
+        f"INSERT INTO {leaf} (id, project_id, size, at) SELECT id + 1000, project_id, "
+        f"100, at FROM {leaf} LIMIT 1"
     )
     run(f"UPDATE {leaf} SET size = 7 WHERE size = 100")
     run(f"DELETE FROM {leaf} WHERE size = 0")

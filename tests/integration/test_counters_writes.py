@@ -321,12 +321,14 @@ def partitioned_upsert():
 WRITES = [
     save_new, save_changed, save_a_stale_instance, save_update_fields, save_with_an_expression,
     save_with_a_forced_key, delete_one, delete_twice, delete_a_parent, delete_a_grandparent, queryset_delete,
-    queryset_delete_over_a_join, raw_delete, delete_everything, delete_nothing, get_or_create, update_or_create,
+    queryset_delete_over_a_join, raw_delete, delete_everything, delete_nothing, get_or_create,
+    update_or_create,
     bulk_create, bulk_create_in_batches, bulk_create_nothing, bulk_create_ignoring, bulk_create_updating,
     bulk_create_updating_what_no_counter_reads, bulk_update, queryset_update, queryset_update_with_f,
     queryset_update_of_the_filter, queryset_update_over_a_join, queryset_update_with_a_percent,
     queryset_update_nothing, queryset_update_of_other_columns, update_of_the_primary_key, related_manager,
-    many_to_many, parents_change_hands, parents_change_hands_among_other_writes, parents_upserted, partitioned,
+    many_to_many, parents_change_hands, parents_change_hands_among_other_writes, parents_upserted,
+    partitioned,
     partitioned_upsert,
 ]  # fmt: skip
 

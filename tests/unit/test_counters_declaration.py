@@ -24,7 +24,9 @@ from tests.counterapp.models import (
 def declare(**attrs):
     with isolate_apps("tests.counterapp"):
         meta = type("CounterMeta", (), {"source": Upload, "totals": {"total": Count("*")}} | attrs)
-        return type("Counter", (CounterModel,), {"CounterMeta": meta, "__module__": "tests.counterapp.models"})
+        return type(
+            "Counter", (CounterModel,), {"CounterMeta": meta, "__module__": "tests.counterapp.models"}
+        )
 
 
 def names(model):
@@ -100,7 +102,7 @@ def test_a_source_that_is_not_there():
 
 
 def test_for_key_wants_every_group_and_no_other():
-    with pytest.raises(TypeError, match="needs kind=.."):
+    with pytest.raises(TypeError, match=r"needs kind=\.\."):
         ShownPerKind.objects.for_key(project=1)
     with pytest.raises(TypeError, match="got size"):
         UploadsPerProject.objects.for_key(project=1, size=3)

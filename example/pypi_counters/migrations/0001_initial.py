@@ -2,8 +2,9 @@
 
 import django.db.models.aggregates
 import django.db.models.deletion
-import django_scaledb.counters.operations
 from django.db import migrations, models
+
+import django_scaledb.counters.operations
 
 
 class Migration(migrations.Migration):

@@ -19,7 +19,7 @@ def _on_create(
     connection: BaseDatabaseWrapper, model: type[models.Model], table: TableName
 ) -> Iterator[Statement]:
     for text in detach.on_create(connection, model, table.sql.as_string(None)):
-        yield Statement(sql.SQL(text))  # type: ignore[arg-type]  # made of quoted names
+        yield Statement(sql.SQL(text))
 
 
 def _on_settle(
@@ -27,7 +27,7 @@ def _on_settle(
 ) -> Iterator[Statement]:
     lock = (Lock(table, LockMode.ACCESS_EXCLUSIVE),)
     for text in detach.on_settle(connection, model, table.sql.as_string(None)):
-        yield Statement(sql.SQL(text), lock)  # type: ignore[arg-type]
+        yield Statement(sql.SQL(text), lock)
 
 
 def install() -> None:

@@ -79,7 +79,8 @@ def _check_declaration(counter: type[CounterModel]) -> Iterator[CheckMessage]:
     ]
     if keeps_in_database and options.mechanism == "signals":
         yield Error(
-            f"{label}: the database itself deletes rows of {source._meta.label} ({', '.join(keeps_in_database)}), "
+            f"{label}: the database itself deletes rows of {source._meta.label} "
+            f"({', '.join(keeps_in_database)}), "
             "which the ORM cannot count.",
             hint='Set CounterMeta.mechanism = "trigger".',
             obj=counter,
@@ -113,7 +114,8 @@ def check_backend(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
             ):
                 found.append(
                     Error(
-                        f"DATABASES[{alias!r}] has ENGINE {connections[alias].settings_dict['ENGINE']!r}, whose "
+                        f"DATABASES[{alias!r}] has ENGINE "
+                        f"{connections[alias].settings_dict['ENGINE']!r}, whose "
                         f"writes {counter._meta.label} does not see.",
                         hint='Set "ENGINE": "django_scaledb.backend".',
                         obj=counter,
@@ -155,9 +157,11 @@ def _check_in_database(counter: type[CounterModel], connection: Any) -> Iterator
     nullable = [g.name for g in counter._counter_meta.groups if counter._meta.get_field(g.name).null]
     if nullable and connection.pg_version < NULLS_NOT_DISTINCT:
         yield Error(
-            f"{counter._meta.label} groups by {', '.join(nullable)}, which may be NULL, and {connection.alias!r} is "
+            f"{counter._meta.label} groups by {', '.join(nullable)}, which may be NULL, "
+            f"and {connection.alias!r} is "
             f"PostgreSQL {connection.pg_version // 10000}.",
-            hint="One row for the group of NULL needs PostgreSQL 15 (NULLS NOT DISTINCT); before it, group by columns "
+            hint="One row for the group of NULL needs PostgreSQL 15 (NULLS NOT DISTINCT); "
+            "before it, group by columns "
             "that are NOT NULL.",
             obj=counter,
             id="django_scaledb.E048",

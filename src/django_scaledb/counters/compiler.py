@@ -264,13 +264,14 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
             return []
         cols = [field.get_col(self.query.get_meta().db_table) for field in returning_fields]
         if converters := self.get_converters(cols):
-            rows = list(self.apply_converters(rows, converters))
+            converted: Any = self.apply_converters(rows, converters)
+            rows = list(converted)
         return rows
 
     def _run(self, text: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self.connection.cursor() as cursor:
             cursor.execute(text, params)
-            return list(cursor.fetchall())
+            return [tuple(row) for row in cursor.fetchall()]
 
     @staticmethod
     def _and_returning(text: str, wanted: int, columns: Sequence[str]) -> str:
@@ -382,7 +383,8 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
             except _RowAppeared:
                 continue
         raise ScaleDBError(
-            f"cannot count an upsert into {meta.db_table}: {ATTEMPTS} times it met rows that were committed while "
+            f"cannot count an upsert into {meta.db_table}: {ATTEMPTS} times it met rows "
+            f"that were committed while "
             'it ran; run it again, or declare the counters of this model with mechanism = "trigger"'
         )
 

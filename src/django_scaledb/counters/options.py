@@ -149,7 +149,8 @@ def _path(
         if i < len(names) - 1:
             if not step.is_relation:
                 raise ConfigurationError(
-                    f"{options.label}: CounterMeta.group_by names {path!r}, but {model._meta.label}.{name} is "
+                    f"{options.label}: CounterMeta.group_by names {path!r}, but "
+                    f"{model._meta.label}.{name} is "
                     "no foreign key"
                 )
             model = related_model(step, apps)

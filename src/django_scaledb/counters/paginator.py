@@ -37,10 +37,10 @@ class Cover:
         """The number of rows; sums over the groups that the filter leaves open."""
         options = self.counter._counter_meta
         if len(self.key) == len(options.groups):
-            rows = CounterQuerySet(self.counter, using=using)
+            rows: Any = CounterQuerySet(self.counter, using=using)
             return int(getattr(rows.for_key(**self.key), self.total))
         lookups = {f"{n}__isnull" if v is None else n: True if v is None else v for n, v in self.key.items()}
-        open_rows = CounterQuerySet(self.counter, using=using).filter(**lookups)
+        open_rows: Any = CounterQuerySet(self.counter, using=using).filter(**lookups)
         return int(open_rows.aggregate(sum=models.Sum(self.total))["sum"] or 0)
 
 

@@ -205,7 +205,8 @@ def _only_repairer(connection: BaseDatabaseWrapper, definition: Definition) -> I
         cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
         if not cursor.fetchone()[0]:
             raise AnotherRepairInProgress(
-                f"cannot repair {definition.label}: another rebuild_counters of it is running; wait for it, its "
+                f"cannot repair {definition.label}: another rebuild_counters of it is "
+                f"running; wait for it, its "
                 "repairs are not lost"
             )
     try:
@@ -237,7 +238,8 @@ def _wait_for_replay(primary: BaseDatabaseWrapper, replica: BaseDatabaseWrapper)
             if there.fetchone()[0]:
                 return
     raise ScaleDBError(
-        f"{replica.alias!r} has not replayed within 30 s what was committed on {primary.alias!r}; count on the "
+        f"{replica.alias!r} has not replayed within 30 s what was committed on "
+        f"{primary.alias!r}; count on the "
         "primary instead (without --read-from)"
     )
 

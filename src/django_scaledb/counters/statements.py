@@ -95,7 +95,10 @@ def unnested(definition: Definition) -> str:
 
 def former_relation(hop: Hop) -> str:
     """Former values of a step out of two array parameters: primary keys and values."""
-    return f"SELECT f.pk::{hop.pk_type} AS pk, f.v::{hop.value_type} AS v FROM unnest(%s::text[], %s::text[]) f(pk, v)"
+    return (
+        f"SELECT f.pk::{hop.pk_type} AS pk, f.v::{hop.value_type} AS v "
+        "FROM unnest(%s::text[], %s::text[]) f(pk, v)"
+    )
 
 
 def _affected(key: Key, former: Former) -> list[str]:

@@ -71,7 +71,8 @@ class WriteSet:
                 else ""
             )
             parts.append(
-                f"SELECT {-1 - i}, 0, ARRAY[o{pk}::text, o{value}::text], NULL::numeric[] FROM {ROWS}{changed}"
+                f"SELECT {-1 - i}, 0, ARRAY[o{pk}::text, o{value}::text], NULL::numeric[] "
+                f"FROM {ROWS}{changed}"
             )
         return f"WITH {before}{ROWS} AS ({write}) {' UNION ALL '.join(parts)}"
 
@@ -98,7 +99,8 @@ class WriteSet:
             # Asking for the one before makes PostgreSQL finish it first: the order of all folds.
             after = f"(SELECT COUNT(*) FROM scaledb_c{number - 1}) IS NOT NULL" if number else "TRUE"
             parts = [
-                f"SELECT {self._pending(counter, sign)} FROM ({raw_groups(counter, self._relation(side, counter))}) g "
+                f"SELECT {self._pending(counter, sign)} FROM "
+                f"({raw_groups(counter, self._relation(side, counter))}) g "
                 f"WHERE {after}"
                 for side, sign in ((BEFORE, "-"), (AFTER, ""))
                 if side in sides
@@ -125,7 +127,7 @@ class WriteSet:
     # -- amounts beside each row
 
     def beside(self) -> list[str]:
-        """Columns beside a returned row: per counter the key as text, then the amounts (NULL: not counted)."""
+        """Beside a returned row: per counter the key as text, then the amounts (NULL: not counted)."""
         columns = []
         for counter in self.counters:
             columns += [f"({key.raw})::text" for key in counter.keys]

@@ -50,7 +50,8 @@ def assert_same_totals(*counters: Any, using: str | None = None) -> None:
         expected, found = counted(counter, using), stored(counter, using)
         if expected != found:
             differences = [
-                f"{key}: the source gives {expected.get(key, 'no row')}, the counter {found.get(key, 'no row')}"
+                f"{key}: the source gives {expected.get(key, 'no row')}, the counter "
+                f"{found.get(key, 'no row')}"
                 for key in sorted({*expected, *found}, key=repr)
                 if expected.get(key) != found.get(key)
             ]

@@ -13,7 +13,8 @@ from django_scaledb.management._counters import CounterCommand
 
 class Command(CounterCommand):
     help = (
-        "Counts each counter's source in one snapshot, so that writers cause no false alarm, and lists the keys "
+        "Counts each counter's source in one snapshot, so that writers cause no false alarm, "
+        "and lists the keys "
         "that differ. Exits with 1 when there are any, or when triggers are missing or outdated."
     )
 

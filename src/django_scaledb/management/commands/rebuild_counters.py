@@ -15,7 +15,8 @@ from django_scaledb.progress import Progress
 
 class Command(CounterCommand):
     help = (
-        "Adds to each key what it lacks. Nobody waits for it; killed, it has spoilt nothing, and running it again "
+        "Adds to each key what it lacks. Nobody waits for it; killed, it has spoilt nothing, "
+        "and running it again "
         "does the rest. Exits with 1 when a counter could not be repaired."
     )
 
