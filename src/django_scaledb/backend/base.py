@@ -14,10 +14,11 @@ from django_scaledb.backend.operations import DatabaseOperations
 from django_scaledb.backend.schema import DatabaseSchemaEditor
 from django_scaledb.counters.connection import CounterConnectionMixin
 from django_scaledb.partitions import errors
+from django_scaledb.routing.connection import RoutedConnectionMixin
 
 
-class DatabaseWrapper(CounterConnectionMixin, psqlextra.DatabaseWrapper):
-    """PostgreSQL with partitioned models and counters."""
+class DatabaseWrapper(CounterConnectionMixin, RoutedConnectionMixin, psqlextra.DatabaseWrapper):
+    """PostgreSQL with partitioned models and counters, as a primary or as a replica."""
 
     SchemaEditorClass = DatabaseSchemaEditor
     creation_class = DatabaseCreation

@@ -22,6 +22,7 @@ _HOMES = {
     "PostgresNotFound": "errors",
     "assert_same_totals": "counters",
     "ephemeral_databases": "ephemeral",
+    "simulated_lag": ".routing.simulation",
 }
 
 
