@@ -64,7 +64,10 @@ class CounterAutodetectorMixin(_Autodetector):
 
 def install() -> None:
     """Give Django's commands, and whatever subclasses them, the extended autodetector."""
+    extended: dict[type, Any] = {}  # Django wants one class for both (check commands.E001)
     for command in (makemigrations.Command, migrate.Command):
-        if not issubclass(command.autodetector, CounterAutodetectorMixin):
-            base = command.autodetector
-            command.autodetector = type(base.__name__, (CounterAutodetectorMixin, base), {})
+        base = command.autodetector
+        if not issubclass(base, CounterAutodetectorMixin):
+            if base not in extended:
+                extended[base] = type(base.__name__, (CounterAutodetectorMixin, base), {})
+            command.autodetector = extended[base]
