@@ -14,6 +14,10 @@ class ScaleDBConfig(AppConfig):
 
     def ready(self) -> None:
         from django_scaledb import checks  # noqa: F401  # registers them
+        from django_scaledb.backend import counted_partitions
+        from django_scaledb.counters import autodetector as counter_autodetector
         from django_scaledb.partitions import autodetector
 
         autodetector.install()
+        counter_autodetector.install()
+        counted_partitions.install()
