@@ -1,6 +1,7 @@
 """The Django application."""
 
 from django.apps import AppConfig
+from django.db.models.signals import pre_migrate
 
 from django_scaledb.backend.psqlextra import lift_engine_guard
 
@@ -15,5 +16,7 @@ class ScaleDBConfig(AppConfig):
     def ready(self) -> None:
         from django_scaledb import checks  # noqa: F401  # registers them
         from django_scaledb.partitions import autodetector
+        from django_scaledb.partitions.conversion import migrate
 
         autodetector.install()
+        pre_migrate.connect(migrate.on_pre_migrate, sender=self)
