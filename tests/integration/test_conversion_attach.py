@@ -25,12 +25,15 @@ PLAIN = """
             indexes = [models.Index(fields=["total"], name="order_total", condition=models.Q(total__gt=5))]
             constraints = [models.CheckConstraint(condition=models.Q(total__gte=0), name="order_positive")]
 """
-PARTITIONED = PLAIN.replace("class Order(models.Model)", "class Order(PartitionedModel)") + """
+PARTITIONED = (
+    PLAIN.replace("class Order(models.Model)", "class Order(PartitionedModel)")
+    + """
         class PartitioningMeta:
             key = ["placed_at"]
             interval = "1 month"
             premake = 2
 """
+)
 FILL = """
 INSERT INTO shop_customer (name) SELECT 'c' || i FROM generate_series(1, 10) i;
 INSERT INTO shop_order (customer_id, total, placed_at)
@@ -96,4 +99,6 @@ def test_the_way_a_user_goes(project):
         assert order.id == 20001, order.id
         """
     )
-    assert project.query("SELECT count(*) FROM pg_inherits WHERE inhparent = 'shop_order'::regclass")[0][0] > 1
+    assert (
+        project.query("SELECT count(*) FROM pg_inherits WHERE inhparent = 'shop_order'::regclass")[0][0] > 1
+    )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from django.db.utils import ConnectionHandler
+from django.db import connections
 
 from django_scaledb.partitions import catalog
 from django_scaledb.partitions.conversion import inventory
+from django_scaledb.partitions.conversion.job import differences
 from django_scaledb.postgres.identifiers import TableName
 from django_scaledb.testing import Cluster
 from tests.project import Project
@@ -28,11 +30,14 @@ PLAIN = """
         note = models.TextField(db_default="")
         placed_at = models.DateTimeField()
 """
-PARTITIONED = PLAIN.replace("class Order(models.Model)", "class Order(PartitionedModel)") + """
+PARTITIONED = (
+    PLAIN.replace("class Order(models.Model)", "class Order(PartitionedModel)")
+    + """
         class PartitioningMeta:
             key = ["placed_at"]
             interval = "1 month"
 """
+)
 # Everything that PostgreSQL lets one hang on a table and that a partitioned one can have.
 RICH = """
 CREATE SCHEMA elsewhere AUTHORIZATION app;
@@ -87,7 +92,7 @@ INSERT INTO shop_order (customer_id, total, note, placed_at) SELECT 1, i, i, now
 # One property after the other, taken away on purpose: the comparison must tell.
 DROPPED = {
     "grants": "REVOKE SELECT ON shop_order FROM PUBLIC",
-    "grants of columns": "REVOKE UPDATE (note) ON shop_order FROM writer",
+    "grants: of columns": "REVOKE UPDATE (note) ON shop_order FROM writer",
     "row_security": "ALTER TABLE shop_order DISABLE ROW LEVEL SECURITY",
     "policies": "DROP POLICY own ON shop_order",
     "comment": "COMMENT ON TABLE shop_order IS NULL",
@@ -111,7 +116,9 @@ DROPPED = {
     "views": "DROP VIEW bigger, elsewhere.big",
     "publications": "ALTER PUBLICATION changes DROP TABLE shop_order",
     "replica_identity": "ALTER TABLE shop_order REPLICA IDENTITY DEFAULT",
-    "foreign keys": None,
+    "constraints: foreign key": "DO $$ BEGIN EXECUTE (SELECT format('ALTER TABLE shop_order DROP CONSTRAINT %I', "
+    "conname) FROM pg_constraint WHERE contype = 'f' AND conrelid = 'shop_order'::regclass); END $$",
+    "primary key": "ALTER TABLE shop_order DROP CONSTRAINT shop_order_pkey",
 }
 
 
@@ -131,23 +138,35 @@ def project(tmp_path: Path, server: Cluster, roles: None) -> Project:
     project.execute(RICH)
     with server.primary.connect(user="postgres", dbname=project.database) as connection:
         connection.execute("ALTER DATABASE " + project.database + " OWNER TO app")
-        columns = " (id, placed_at, total) WHERE (total > 3)" if connection.info.server_version >= 150000 else ""
-        connection.execute(f"CREATE PUBLICATION changes FOR TABLE shop_order{columns} "
-            "WITH (publish = 'insert', publish_via_partition_root = true)")
+        columns = (
+            " (id, placed_at, total) WHERE (total > 3)" if connection.info.server_version >= 150000 else ""
+        )
+        connection.execute(
+            f"CREATE PUBLICATION changes FOR TABLE shop_order{columns} "
+            "WITH (publish = 'insert', publish_via_partition_root = true)"
+        )
         connection.execute("ALTER PUBLICATION changes OWNER TO app")
     project.models(PARTITIONED)
     project.manage("makemigrations", "shop")
     return project
 
 
-def read(project: Project, table: str = "shop_order") -> inventory.Inventory:
-    entry = {**project.node.django_settings(), "NAME": project.database}
-    connection = ConnectionHandler({"default": entry})["default"]
-    try:
-        with catalog.pinned(connection) as cursor:
+@pytest.fixture
+def read(project: Project, django_db_blocker: Any) -> Iterator[Callable[..., inventory.Inventory]]:
+    """Reads the inventory of a table in the project's database."""
+    entry = {**connections.databases["default"], **project.node.django_settings(), "NAME": project.database}
+    connections.databases["project"] = entry
+
+    def read(table: str = "shop_order", *, after: str = "SELECT") -> inventory.Inventory:
+        """`after` is run before the reading, and rolled back."""
+        with catalog.pinned(connections["project"]) as cursor:
+            cursor.execute(after)
             return inventory.read(cursor, TableName("public", table))
-    finally:
-        connection.close()
+
+    with django_db_blocker.unblock():
+        yield read
+        connections["project"].close()
+    del connections["project"], connections.databases["project"]
 
 
 def described(found: inventory.Inventory) -> dict[str, Any]:
@@ -160,37 +179,55 @@ def described(found: inventory.Inventory) -> dict[str, Any]:
     for name in ("oid", "kind", "options", "has_acl", "default_grantees", "inherits", "access_method"):
         del values[name]
     values["indexes"] = [
-        {k: v for k, v in index.items() if k != "is_clustered"} for index in values["indexes"] if not index["is_primary"]
+        {k: v for k, v in index.items() if k != "is_clustered"}
+        for index in values["indexes"]
+        if not index["is_primary"]
     ]
     values["primary key"] = [index["name"] for index in found.as_json()["indexes"] if index["is_primary"]]
     return values
 
 
-def test_everything_is_there_afterwards_and_the_comparison_sees_what_is_not(project):
-    before = read(project)
+def test_everything_is_there_afterwards_and_the_comparison_sees_what_is_not(project, read):
+    before = read()
     dry = project.manage("convert_to_partitioned", "shop.Order", "--dry-run")
-    assert described(read(project)) == described(before)
+    assert described(read()) == described(before)
     assert "ACCESS EXCLUSIVE on public.shop_order" in dry
     project.manage("convert_to_partitioned", "shop.Order")
-    after = read(project)
+    after = read()
     assert described(after) == described(before)
-    leaf = read(project, "shop_order_start")
+    leaf = read("shop_order_start")
     assert leaf.options == before.options
     assert after.primary_key.columns == ("id", "placed_at")
     assert not [c for c in leaf.constraints if "scaledb" in c.name]
     project.execute("SET ROLE app; UPDATE bigger SET note = 'seen' WHERE total = 30")
     assert project.query("SELECT nextval('shop_order_id_seq') > 499") == [(True,)]
 
+    expected = described(before)
     for what, statement in DROPPED.items():
-        if statement is None:
-            [(name,)] = project.query("SELECT conname FROM pg_constraint WHERE contype = 'f' AND conrelid = 'shop_order'::regclass")
-            statement = f"ALTER TABLE shop_order DROP CONSTRAINT {name}"
-        with psycopg.connect(project.node.conninfo(dbname=project.database), autocommit=True) as connection:
-            connection.execute(statement)
-        damaged = described(read(project))
-        assert damaged != described(before), f"the comparison does not see that {what} is gone"
+        damaged = described(read(after=statement))
+        missing = {name for name in expected if damaged[name] != expected[name]}
+        assert what.split(":")[0] in missing, f"the comparison does not see that {what} is gone: {missing}"
+    assert described(read()) == expected
 
 
-def test_abort_after_the_swap_gives_everything_back(project):
-    before = read(project)
-    project.manage("convert_to_partitioned", "shop.Order", "--until", "2100-01-01")
+def test_abort_gives_everything_back_whatever_was_reached(project, read):
+    before = read()
+    project.execute("UPDATE shop_order SET note = note || '!'")
+    rows = project.query("SELECT * FROM shop_order ORDER BY id")
+    # Each of these is in the way of another step, the last one behind the swap.
+    for blocking, phase in (("shop_order", "preparing"), ("shop_customer", "swapped")):
+        with psycopg.connect(project.node.conninfo(dbname=project.database)) as blocker:
+            blocker.execute(f"LOCK TABLE {blocking} IN ROW EXCLUSIVE MODE")
+            out = project.manage("convert_to_partitioned", "shop.Order", "--deadline", "0.3", fails=True)
+            assert f"pid {blocker.info.backend_pid}" in out
+        assert f"phase: {phase}" in project.manage("convert_to_partitioned", "shop.Order", "--status")
+        project.manage("convert_to_partitioned", "shop.Order", "--abort")
+        after = read()
+        assert after.shape() == before.shape(), list(differences(before, after))
+        assert after.oid == before.oid
+        assert project.query("SELECT * FROM shop_order ORDER BY id") == rows
+        assert project.query(
+            "SELECT count(*) FROM pg_class WHERE relname ~ 'shop_order_(start|new|scaledb)'"
+        ) == [(0,)]
+    project.manage("convert_to_partitioned", "shop.Order")
+    assert described(read()) == described(before)

@@ -10,7 +10,11 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.operations.models import CreateModel
 
 from django_scaledb.partitions.models import PartitionedModel
-from django_scaledb.partitions.operations import AlterPartitioning, ConvertToPartitioned, CreatePartitionedModel
+from django_scaledb.partitions.operations import (
+    AlterPartitioning,
+    ConvertToPartitioned,
+    CreatePartitionedModel,
+)
 from django_scaledb.partitions.state import PartitionedModelState
 
 if TYPE_CHECKING:

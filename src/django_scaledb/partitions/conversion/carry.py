@@ -249,7 +249,7 @@ def views(inventory: Inventory) -> Iterator[Statement]:
     """Make the views look at the table that has the name now; they keep grants, comments, dependents."""
     for view in inventory.views:
         name = TableName(view.schema, view.name)
-        options = sql.SQL("")
+        options: sql.Composable = sql.SQL("")
         if view.options:
             options = sql.SQL(" WITH ({})").format(raw(", ".join(view.options)))
         yield Statement(
@@ -280,14 +280,14 @@ def add_foreign_key(inventory: Inventory, table: TableName, key: Constraint) -> 
 
 def raw(text: str) -> sql.SQL:
     """A text that PostgreSQL itself wrote; braces in it are no placeholders, since it is never formatted."""
-    return sql.SQL(text)  # type: ignore[arg-type]  # not a literal of ours
+    return sql.SQL(text)
 
 
 def drop_constraint(table: TableName, name: str, *, missing_ok: bool = False) -> sql.Composed:
     query = (
         "ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}" if missing_ok else "ALTER TABLE {} DROP CONSTRAINT {}"
     )
-    return sql.SQL(query).format(table.sql, sql.Identifier(name))  # type: ignore[arg-type]
+    return sql.SQL(query).format(table.sql, sql.Identifier(name))
 
 
 def rename_index(schema: str, old: str, new: str) -> sql.Composed:

@@ -417,7 +417,7 @@ SELECT json_build_object(
 'constraints', (
     SELECT json_agg(json_build_object(
         'name', k.conname, 'type', k.contype, 'definition', pg_get_constraintdef(k.oid),
-        'is_validated', k.convalidated, 'is_enforced', {enforced}, 'no_inherit', k.connoinherit,
+        'is_validated', k.convalidated, 'is_enforced', {enforced}, 'no_inherit', k.connoinherit AND k.contype <> 'f',
         'comment', obj_description(k.oid, 'pg_constraint'),
         'target', (SELECT json_build_array(tn.nspname, t.relname) FROM pg_class t
             JOIN pg_namespace tn ON tn.oid = t.relnamespace WHERE t.oid = k.confrelid)

@@ -120,7 +120,7 @@ class Job:
 
     def index_state(self, name: str) -> bool | None:
         """Whether the index is valid; None when there is none of that name."""
-        return self._value(
+        return self._flag(
             "SELECT x.indisvalid FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid "
             "JOIN pg_namespace n ON n.oid = i.relnamespace WHERE n.nspname = %s AND i.relname = %s",
             [self.inventory.schema, name],
@@ -128,7 +128,7 @@ class Job:
 
     def constraint_state(self, table: TableName, name: str) -> bool | None:
         """Whether the constraint is validated; None when there is none of that name."""
-        return self._value(
+        return self._flag(
             "SELECT k.convalidated FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid "
             "JOIN pg_namespace n ON n.oid = c.relnamespace "
             "WHERE n.nspname = %s AND c.relname = %s AND k.conname = %s",
@@ -136,19 +136,17 @@ class Job:
         )
 
     def exists(self, table: TableName) -> bool:
-        return bool(
-            self._value(
-                "SELECT true FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-                "WHERE n.nspname = %s AND c.relname = %s",
-                [table.schema, table.name],
-            )
+        query = (
+            "SELECT true FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = %s AND c.relname = %s"
         )
+        return self._flag(query, [table.schema, table.name]) is True
 
-    def _value(self, query: str, parameters: list[Any]) -> Any:
+    def _flag(self, query: str, parameters: list[str]) -> bool | None:
         with self.connection.cursor() as cursor:
             cursor.execute(query, parameters)
             row = cursor.fetchone()
-        return None if row is None else row[0]
+        return None if row is None else bool(row[0])
 
     def execute(self, query: sql.Composable) -> Any:
         """Run a statement that is no DDL; its first row."""

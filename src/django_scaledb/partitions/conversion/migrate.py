@@ -32,9 +32,7 @@ SMALL_ROWS = 10_000
 """A table of at most so many rows is converted by `migrate` itself: that takes well under a second."""
 
 
-def stop_before_large(
-    connection: BaseDatabaseWrapper, apps: Apps, plan: Iterable[tuple[Any, bool]]
-) -> None:
+def stop_before_large(connection: BaseDatabaseWrapper, apps: Apps, plan: Iterable[tuple[Any, bool]]) -> None:
     """Raises `CommandError` when the plan would have to convert a large table, or one that is half done.
 
     `apps` are the models as they stand before the plan; a table that the plan itself makes is small.

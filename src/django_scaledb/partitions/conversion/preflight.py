@@ -125,8 +125,7 @@ def _about_constraints(found: Inventory) -> Iterator[Obstacle]:
                 f"the {what} constraint {constraint.name!r} is not validated",
                 f"ALTER TABLE {found.table} VALIDATE CONSTRAINT {constraint.name}",
             )
-        # A foreign key of a plain table always says so.
-        if constraint.no_inherit and constraint.type != "f":
+        if constraint.no_inherit:
             yield Obstacle(
                 f"the {what} constraint {constraint.name!r} is NO INHERIT, and partitions inherit",
                 "replace it by one without NO INHERIT",

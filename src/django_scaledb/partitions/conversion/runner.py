@@ -28,7 +28,7 @@ from django_scaledb.partitions.conversion.stages import Stage
 from django_scaledb.partitions.conversion.state import Conversion, Phase, Strategy
 from django_scaledb.partitions.conversion.swap import BOUNDS_CHECK
 from django_scaledb.partitions.overview import no_table
-from django_scaledb.postgres.executor import Executor, Waiting, sqlstate
+from django_scaledb.postgres.executor import Executor, sqlstate
 from django_scaledb.postgres.locks import Lock, LockMode
 from django_scaledb.postgres.session import RUN_LOCK
 from django_scaledb.postgres.statements import Statement, Step
@@ -322,9 +322,9 @@ def first_end(
 
 def keep_room(job: Job, do: Callable[[Stage], None]) -> None:
     """Move the ceiling up when time has come close to it: a conversion may have been left lying."""
-    if job.conversion.phase == Phase.PREPARING and job.conversion.strategy == Strategy.ATTACH:
-        if job.bounds.upper < job.config.on_key_axis(utc_now()) + timedelta(days=1):
-            raise_ceiling(job, do)
+    preparing = job.conversion.phase == Phase.PREPARING and job.conversion.strategy == Strategy.ATTACH
+    if preparing and job.bounds.upper < job.config.on_key_axis(utc_now()) + timedelta(days=1):
+        raise_ceiling(job, do)
 
 
 def raise_ceiling(job: Job, do: Callable[[Stage], None]) -> None:

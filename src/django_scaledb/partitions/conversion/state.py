@@ -6,8 +6,6 @@ transaction that gets it there, so that after a kill the row and the tables agre
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
@@ -111,5 +109,5 @@ def latest(connection: BaseDatabaseWrapper, table: TableName) -> Conversion | No
     return _of(connection, table).order_by("-id").first()
 
 
-def _of(connection: BaseDatabaseWrapper, table: TableName) -> Any:
+def _of(connection: BaseDatabaseWrapper, table: TableName) -> models.QuerySet[Conversion]:
     return Conversion.objects.using(connection.alias).filter(table_schema=table.schema, table_name=table.name)

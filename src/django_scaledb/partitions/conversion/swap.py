@@ -17,7 +17,6 @@ from django_scaledb.partitions.conversion import carry
 from django_scaledb.partitions.conversion.inventory import Inventory
 from django_scaledb.partitions.conversion.names import Names
 from django_scaledb.partitions.marker import Marker, MarkState
-from django_scaledb.postgres.identifiers import TableName
 from django_scaledb.postgres.locks import Lock, LockMode
 from django_scaledb.postgres.statements import Statement, Step
 
