@@ -87,7 +87,7 @@ GRANT SELECT ON elsewhere.big TO reader;
 COMMENT ON VIEW elsewhere.big IS 'big orders';
 ALTER TABLE shop_order REPLICA IDENTITY FULL;
 INSERT INTO shop_customer (name) VALUES ('c');
-INSERT INTO shop_order (customer_id, total, note, placed_at) SELECT 1, i, i, now() - i * interval '1 h' FROM generate_series(1, 500) i;
+INSERT INTO shop_order (customer_id, total, note, placed_at) SELECT 1, i, i, now() - i * interval '6 h' FROM generate_series(1, 500) i;
 """
 # One property after the other, taken away on purpose: the comparison must tell.
 DROPPED = {
@@ -231,3 +231,43 @@ def test_abort_gives_everything_back_whatever_was_reached(project, read):
         ) == [(0,)]
     project.manage("convert_to_partitioned", "shop.Order")
     assert described(read()) == described(before)
+
+
+def test_the_copy_strategy_forgets_nothing_either_and_goes_back(project, read):
+    convert = ("convert_to_partitioned", "shop.Order", "--strategy", "copy")
+    before = read()
+    assert "INSERT INTO" in project.manage(*convert, "--dry-run")
+    with psycopg.connect(project.node.conninfo(dbname=project.database)) as blocker:
+        blocker.execute("LOCK TABLE shop_customer IN ROW EXCLUSIVE MODE")
+        project.manage(*convert, "--deadline", "0.3", fails=True)
+    assert "phase: copying" in project.manage(*convert[:2], "--status")
+    project.execute(
+        "UPDATE shop_order SET note = note || '?' WHERE total < 10; DELETE FROM shop_order WHERE total = 11"
+    )
+    project.manage(*convert[:2], "--abort")
+    assert read().shape() == before.shape(), list(differences(before, read()))
+
+    assert "--finish" in project.manage(*convert)
+    after = described(read())
+    assert [t["name"] for t in after["triggers"]] != [t["name"] for t in described(before)["triggers"]]
+    project.execute(
+        "INSERT INTO shop_order (customer_id, total, note, placed_at) VALUES (1, 7, 'new', now());"
+        "UPDATE shop_order SET placed_at = placed_at - interval '40 days 1 minute' WHERE total = 12;"
+        "DELETE FROM shop_order WHERE total = 13"
+    )
+    rows = project.query("SELECT * FROM shop_order ORDER BY id")
+    assert len(rows) == 499
+    project.manage(*convert[:2], "--abort")
+    assert read().shape() == before.shape(), list(differences(before, read()))
+    assert read().oid == before.oid
+    assert project.query("SELECT * FROM shop_order ORDER BY id") == rows
+
+    project.manage(*convert)
+    assert "the old table is gone" in project.manage(*convert[:2], "--finish")
+    assert described(read()) == described(before)
+    assert project.query("SELECT * FROM shop_order ORDER BY id") == rows
+    assert project.query("SELECT count(*) FROM pg_class WHERE relname ~ 'shop_order_(old|new|scaledb)'") == [
+        (0,)
+    ]
+    assert project.query("SELECT count(*) FROM pg_proc WHERE proname ~ 'scaledb'") == [(0,)]
+    project.manage("show_partitions", "--check")

@@ -16,6 +16,7 @@ from django_scaledb.partitions import catalog, registry
 from django_scaledb.partitions.bounds import MINVALUE, Range
 from django_scaledb.partitions.config import PartitionConfig
 from django_scaledb.partitions.conversion import inventory as inventories
+from django_scaledb.partitions.conversion import sync
 from django_scaledb.partitions.conversion.errors import TableChanged
 from django_scaledb.partitions.conversion.inventory import Inventory
 from django_scaledb.partitions.conversion.names import Names
@@ -103,7 +104,8 @@ class Job:
         helpers = {self.names.key_index, self.names.back_index}
         values["indexes"] = [i for i in values["indexes"] if i["name"] not in helpers]
         values["constraints"] = [c for c in values["constraints"] if c["name"] != BOUNDS_CHECK]
-        values["triggers"] = [t for t in values["triggers"] if t["name"] != self.names.function]
+        ours = {self.names.function, sync.truncate_trigger(self.names.function)}
+        values["triggers"] = [t for t in values["triggers"] if t["name"] not in ours]
         return Inventory.from_json(values)
 
     def unchanged(self, expected: Inventory) -> Any:
@@ -141,6 +143,10 @@ class Job:
             "WHERE n.nspname = %s AND c.relname = %s"
         )
         return self._flag(query, [table.schema, table.name]) is True
+
+    def has_rows(self, table: TableName) -> bool:
+        row = self.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table.sql))
+        return bool(row[0])
 
     def _flag(self, query: str, parameters: list[str]) -> bool | None:
         with self.connection.cursor() as cursor:

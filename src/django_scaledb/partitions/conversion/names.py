@@ -20,7 +20,8 @@ _TRIED = 20
 class Names:
     """What is called how while a table is converted; kept with the conversion, so that a resumed one agrees.
 
-    `aside` is the table that steps aside, `staging` the one that is being filled. `indexes`,
+    `aside` is the table that steps aside, `staging` the one that is
+    being filled, `catch_all` its default partition. `indexes`,
     `sequences` and `statistics` say what those of the old table are called once it has stepped
     aside, `staged` what those of the new one are called until then. `key_index` is the unique index
     on (id, key), `function` the trigger function that keeps two tables the same, and also the name
@@ -30,6 +31,7 @@ class Names:
     schema: str
     aside: str
     staging: str
+    catch_all: str
     key_index: str
     back_index: str
     function: str
@@ -45,6 +47,10 @@ class Names:
     @property
     def staging_table(self) -> TableName:
         return TableName(self.schema, self.staging)
+
+    @property
+    def catch_all_table(self) -> TableName:
+        return TableName(self.schema, self.catch_all)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,6 +87,7 @@ def choose(connection: BaseDatabaseWrapper, inventory: Inventory, *, aside: str)
         schema=schema,
         aside=free(table, aside),
         staging=free(table, "_new"),
+        catch_all=free(table, "_new_rest"),
         key_index=free(table, "_scaledb_key"),
         back_index=free(table, "_scaledb_back"),
         function=free(table, "_scaledb_sync"),

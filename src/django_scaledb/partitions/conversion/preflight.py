@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from django_scaledb.partitions.config import KeyKind, PartitionConfig
 from django_scaledb.partitions.conversion.errors import Obstacle
 from django_scaledb.partitions.conversion.inventory import Inventory
+from django_scaledb.partitions.conversion.state import Strategy
 
 _TYPES = {
     KeyKind.TIMESTAMP: "timestamp with time zone",
@@ -16,9 +17,12 @@ _TYPES = {
 }
 
 
-def obstacles(inventory: Inventory, config: PartitionConfig, pk_column: str) -> list[Obstacle]:
+def obstacles(
+    inventory: Inventory, config: PartitionConfig, pk_column: str, strategy: Strategy = Strategy.ATTACH
+) -> list[Obstacle]:
     """Everything that keeps this table from being converted; empty when nothing does."""
     return [
+        *(_about_copying(inventory) if strategy == Strategy.COPY else ()),
         *_about_table(inventory),
         *_about_key(inventory, config, pk_column),
         *_about_uniqueness(inventory, config.column),
@@ -26,6 +30,14 @@ def obstacles(inventory: Inventory, config: PartitionConfig, pk_column: str) -> 
         *_about_dependents(inventory),
         *_about_triggers(inventory, config.column),
     ]
+
+
+def _about_copying(found: Inventory) -> Iterator[Obstacle]:
+    if found.force_row_security:
+        yield Obstacle(
+            "row level security is forced on its owner, as whom the rows are copied",
+            f"use --strategy attach, or ALTER TABLE {found.table} NO FORCE ROW LEVEL SECURITY until it is done",
+        )
 
 
 def _about_table(found: Inventory) -> Iterator[Obstacle]:

@@ -20,7 +20,7 @@ from django_scaledb.exceptions import AnotherRunInProgress, DDLError
 from django_scaledb.partitions import catalog, inspection, maintenance, registry
 from django_scaledb.partitions.bounds import Bound
 from django_scaledb.partitions.catalog import PartitionSet
-from django_scaledb.partitions.conversion import attach, ceiling, names, preflight, state, undo
+from django_scaledb.partitions.conversion import attach, ceiling, copy, names, preflight, state, undo
 from django_scaledb.partitions.conversion.errors import ConversionRefused, Obstacle, TableChanged
 from django_scaledb.partitions.conversion.inventory import Inventory
 from django_scaledb.partitions.conversion.job import Job, utc_now
@@ -117,8 +117,17 @@ class Runner:
         return f"{found.table} is the plain table again that it was"
 
     def finish(self) -> str:
-        """Give up the way back that the copy strategy keeps."""
-        return self.convert()
+        """Give up the way back that the copy strategy keeps; goes on first where that is not reached."""
+        found = self.find()
+        conversion = state.current(self.connection, found.table)
+        if conversion is None or conversion.strategy != Strategy.COPY:
+            return self.convert()
+        self.convert()
+        with self._alone(conversion):
+            conversion.refresh_from_db(using=self.connection.alias)
+            job = self._job(conversion)
+            self.do(job, copy.finish(job))
+        return f"{found.table} is partitioned, and the old table is gone"
 
     def plan(self, strategy: Strategy | None, until: datetime | None = None) -> Iterator[Stage]:
         """The stages that are left, for ``--dry-run``; nothing is touched."""
@@ -157,7 +166,9 @@ class Runner:
 
         with catalog.pinned(self.connection) as cursor:
             inventory = inventories.read(cursor, found.table)
-        refuse(inventory, preflight.obstacles(inventory, self.config, str(self.model._meta.pk.column)))
+        refuse(
+            inventory, preflight.obstacles(inventory, self.config, str(self.model._meta.pk.column), strategy)
+        )
         end = first_end(self.connection, self.config, found, self.now, until)
         chosen = names.choose(self.connection, inventory, aside=_ASIDE[strategy])
         return Conversion(
@@ -195,14 +206,23 @@ class Runner:
         self._do_all(job, self._stages)
         self._make_partitions()
         self.do(job, analyze(job))
+        if job.conversion.strategy == Strategy.COPY:
+            return (
+                f"{job.table} is partitioned now, and all that is written to it goes to {job.names.aside_table}, too; "
+                f"run migrate to record it, then give up the way back: manage.py convert_to_partitioned "
+                f"{job.conversion.model} --finish (or go it: --abort)"
+            )
         self.do(job, undo.ended(job, Phase.DONE))
         return f"{job.table} is partitioned now; run migrate to record it"
 
     def _stages(self, job: Job) -> Iterator[Stage]:
-        yield from attach.stages(job)
+        if job.conversion.strategy == Strategy.COPY:
+            yield from copy.stages(job, self.listener.on_rows)
+        else:
+            yield from attach.stages(job)
 
     def _undo(self, job: Job) -> Iterator[Stage]:
-        yield from undo.attached(job)
+        yield from copy.abort(job) if job.conversion.strategy == Strategy.COPY else undo.attached(job)
 
     def _do_all(self, job: Job, stages: Callable[[Job], Iterator[Stage]]) -> None:
         for attempt in range(_TRIES):
