@@ -228,7 +228,7 @@ def must_succeed(command: list[str], complaint: str, variables: dict[str, str] |
 
 def run(command: list[str], variables: dict[str, str]) -> int:
     """Run to the end in the foreground; a request to stop reaches the child, which cleans up."""
-    child = None
+    child: subprocess.Popen[bytes] | None = None
 
     def stop(number: int, _frame: object) -> None:
         # The terminal sends Ctrl-C to the child as well; SIGTERM comes to us alone.

@@ -12,12 +12,13 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from io import StringIO
 from pathlib import Path
-from textwrap import fill, indent
+from textwrap import fill
 
 import django
 import psycopg
@@ -25,6 +26,7 @@ from django.core.management import call_command
 
 from django_scaledb.testing import Cluster
 
+WIDTH = 100
 HERE = Path(__file__).resolve().parent
 
 
@@ -58,8 +60,9 @@ def main() -> int:
         print("\nInterrupted; the servers are stopped and their files removed.")
         return 130
     except Exception as error:
-        print(f"\nThe demo stopped: {type(error).__name__}: {error}", file=sys.stderr)
-        raise
+        traceback.print_exc()
+        print(f"\nThe demo failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     say(f"The whole demo took {time.monotonic() - began:.0f} s.")
     return 0
 
@@ -105,12 +108,15 @@ def make_tables(cluster: Cluster) -> None:
 def make_partitions(cluster: Cluster) -> None:
     heading("Partitions for the past")
     say("The history begins in 2005, so it needs partitions for the years since then. Once, by hand:")
-    manage("create_partitions", "--from", "2005-01-01", "--to", "2026-12-31")
+    manage("create_partitions", "--from", "2005-01-01", "--to", "2026-12-31", lines=3)
 
 
 def load(cluster: Cluster) -> None:
     heading("152,580 real rows")
-    say("The files that 202 projects uploaded from 2005 to 2026. PostgreSQL sends each row to its year.")
+    say(
+        "The files that 202 projects uploaded to the Python package index from 2005 to 2026. The rows go "
+        "into pypi_upload like into any table; PostgreSQL sends each one to its year."
+    )
     began = time.monotonic()
     manage("load_uploads")
     say(f"That took {time.monotonic() - began:.1f} s.")
@@ -170,46 +176,50 @@ def read_from_standby(cluster: Cluster) -> None:
 
 def rotate(cluster: Cluster) -> None:
     heading("A year later: rotation")
-    later = a_year_from_now()
+    later = f"{a_year_from_now():%Y-%m-%d}"
     say(
-        f"rotate_partitions is what cron runs. With the clock at {later:%Y-%m-%d} it finds that fewer than "
-        "two years are made ahead. What it would do, with the strongest lock on each table:"
+        f"rotate_partitions is what cron runs. With the clock at {later} it finds that fewer than two years "
+        "are made ahead. What it would do, each statement with the strongest lock on each table:"
     )
-    arguments = ("--no-retention", "--now", later.isoformat())
-    manage("rotate_partitions", *arguments, "--dry-run")
+    manage("rotate_partitions", "--no-retention", "--now", later, "--dry-run")
     say(
-        "No lock here stops a SELECT, INSERT or UPDATE on pypi_upload. To see it, a client now keeps a "
-        "transaction open on the table, a second one goes on reading and writing, and the rotation runs:"
+        "No lock on pypi_upload here stops a SELECT, INSERT, UPDATE or DELETE. The one on pypi_project, the "
+        "foreign key's target, stops writes to that table while it is held, which is milliseconds; it is "
+        "asked for with NOWAIT, so that nobody ever queues behind a request for it. To see it: one client "
+        "now keeps a transaction open in which it has read the table, a second one reads and updates rows "
+        "all the time, and the rotation runs."
     )
-    with bystanders(cluster) as latencies:
-        manage("rotate_partitions", *arguments)
+    with bystanders(cluster, open_transaction=True) as latencies:
+        manage("rotate_partitions", "--no-retention", "--now", later)
     say(
-        f"Meanwhile the second client had {len(latencies)} answers; the slowest took "
-        f"{max(latencies) * 1000:.0f} ms. A plain CREATE TABLE .. PARTITION OF would have made it wait until "
-        "the open transaction ended."
+        f"The second client had {len(latencies)} answers meanwhile, the slowest after "
+        f"{slowest(latencies)}. A plain CREATE TABLE .. PARTITION OF waits for the open transaction, and "
+        "every other client behind it."
     )
 
 
 def retire(cluster: Cluster) -> None:
     from pypi.models import Upload
 
-    heading("Seven years on: retention")
-    later = a_year_from_now()
-    say(f"The same command applies retention. What it would do on {later:%Y-%m-%d}:")
-    before = Upload.objects.count()
-    retired = set(attached())
-    manage("rotate_partitions", "--now", later.isoformat(), "--dry-run", lines=18)
-    manage("rotate_partitions", "--now", later.isoformat())
-    retired -= set(attached())
-    rows = sum(query(f'SELECT count(*) FROM "{name}"')[0][0] for name in retired)
+    heading("A year later: retention")
+    later = f"{a_year_from_now():%Y-%m-%d}"
+    say("The same command applies retention: partitions whose last day is more than seven years ago.")
+    before, were_attached = Upload.objects.count(), attached()
+    manage("rotate_partitions", "--now", later, "--dry-run", lines=26)
+    with bystanders(cluster) as latencies:
+        manage("rotate_partitions", "--now", later)
+    detached = sorted(set(were_attached) - set(attached()))
     after = Upload.objects.count()
+    rows = sum(query(f'SELECT count(*) FROM "{name}"')[0][0] for name in detached)
+    if not detached or before - after != rows:
+        raise AssertionError(f"{before - after} rows left the table and {rows} are in {detached}")
     say(
-        f"{len(retired)} partitions are detached: the table went from {before:,} to {after:,} rows without "
-        "one DELETE, so there is nothing to vacuum. Nothing is lost either: the detached tables are ordinary "
-        f"tables, and hold {rows:,} rows. They stay."
+        f"{len(detached)} partitions are detached. The table went from {before:,} to {after:,} rows without "
+        "one DELETE, so there is nothing to vacuum, and the second client's slowest answer took "
+        f"{slowest(latencies)}. Nothing is lost: {detached[0]} to {detached[-1]} are ordinary tables now, "
+        f"still with their {rows:,} rows. To have them dropped, a model says "
+        'retention_action = "drop"; that happens days later, in a later run.'
     )
-    if before - after != rows:
-        raise AssertionError(f"{before - after} rows left the table and {rows} are in the detached ones")
 
 
 def insert_without_partition(cluster: Cluster) -> None:
@@ -238,10 +248,10 @@ def insert_without_partition(cluster: Cluster) -> None:
 
 def keep(cluster: Cluster) -> None:
     heading("The servers stay up until you press Ctrl-C")
-    variables = " ".join(f"{name}={shlex.quote(dsn)}" for name, dsn in connection_variables(cluster).items())
-    show(f"export {variables}")
-    show(f"{shlex.quote(sys.executable)} {shlex.quote(str(HERE / 'manage.py'))} show_partitions")
-    show('psql "$PYPI_MIRROR_PRIMARY"')
+    for name, dsn in connection_variables(cluster).items():
+        print(f"    export {name}={shlex.quote(dsn)}")
+    print(f"    {shlex.quote(sys.executable)} {shlex.quote(str(HERE / 'manage.py'))} show_partitions")
+    print('    psql "$PYPI_MIRROR_PRIMARY"')
     sys.stdout.flush()
     while True:
         signal.pause()
@@ -281,24 +291,28 @@ def attached() -> list[str]:
 def manage(command: str, *arguments: str, lines: int | None = None, **options: object) -> None:
     """Run a management command and show it with what it prints; of long output the first `lines`."""
     show(f"$ manage.py {shlex.join((command, *arguments))}")
-    output = StringIO()
+    output, errors = StringIO(), StringIO()
     try:
-        call_command(command, *arguments, stdout=output, no_color=True, **options)
+        # Not the terminal: there, many partitions at once are a progress bar instead of a line each.
+        call_command(command, *arguments, stdout=output, stderr=errors, no_color=True, **options)
+    except SystemExit as end:
+        raise RuntimeError(f"manage.py {command} ended with exit code {end.code}") from None
     finally:
         printed = output.getvalue().rstrip().splitlines()
-        show("\n".join(printed[:lines]))
+        show(*printed[:lines])
         if lines is not None and len(printed) > lines:
             show(f".. and {len(printed) - lines} lines more like these")
+        show(*errors.getvalue().splitlines())
 
 
 def explain(queryset) -> tuple[int, float]:
-    """Show the plan, abridged; how many partitions it reads and the best time of five, in ms."""
+    """Show the plan's nodes; how many partitions it reads, and the best time of five in ms."""
     plan = queryset.explain(analyze=True, costs=False, timing=False, summary=False).splitlines()
-    scans = [number for number, line in enumerate(plan) if re.search(r"Scan.* on pypi_upload", line)]
-    shown = plan[: scans[2] if len(scans) > 2 else None]
-    show("\n".join(shown))
+    nodes = [line for line in plan if "(actual " in line]
+    scans = [line for line in nodes if re.search(r"Scan.* on pypi_upload", line)]
+    show(*(node for node in nodes if node not in scans[2:]))
     if len(scans) > 2:
-        show(f".. and the scans of {len(scans) - 2} partitions more")
+        show(f".. and {len(scans) - 2} scans more, one for each partition")
     best = min(timed(lambda: list(queryset.all())) for _ in range(5))
     return len(scans), best * 1000
 
@@ -310,34 +324,38 @@ def timed(action: Callable[[], object]) -> float:
 
 
 @contextmanager
-def bystanders(cluster: Cluster) -> Iterator[list[float]]:
-    """One client with an open transaction on the table, one that reads and writes it all the time."""
+def bystanders(cluster: Cluster, *, open_transaction: bool = False) -> Iterator[list[float]]:
+    """A client that reads and updates the table all the time, and how long it waited for each answer.
+
+    With `open_transaction` there is another one, idle in a transaction that has read the table.
+    """
     latencies: list[float] = []
     stop = threading.Event()
 
     def work(connection: psycopg.Connection) -> None:
+        row = "id, uploaded_at FROM pypi_upload WHERE uploaded_at >= '2026-06-01' ORDER BY id LIMIT 1"
+        key = connection.execute(f"SELECT {row}").fetchone()
         while not stop.is_set():
-            latencies.append(
-                timed(
-                    lambda: connection.execute(
-                        "SELECT max(size) FROM pypi_upload WHERE uploaded_at >= '2026-11-01'"
-                    )
-                )
-            )
-            latencies.append(
-                timed(lambda: connection.execute("UPDATE pypi_upload SET yanked = yanked WHERE id = 1"))
-            )
-            stop.wait(0.002)
+            for statement in ("SELECT * FROM pypi_upload", "UPDATE pypi_upload SET yanked = yanked"):
+                statement += " WHERE id = %s AND uploaded_at = %s"
+                latencies.append(timed(lambda sql=statement: connection.execute(sql, key)))
 
     with cluster.primary.connect(autocommit=False) as idle, cluster.primary.connect() as busy:
-        idle.execute("SELECT count(*) FROM pypi_upload")
+        if open_transaction:
+            idle.execute("SELECT count(*) FROM pypi_upload")
         worker = threading.Thread(target=work, args=(busy,))
         worker.start()
         try:
+            time.sleep(0.2)
             yield latencies
+            time.sleep(0.2)
         finally:
             stop.set()
             worker.join()
+
+
+def slowest(latencies: list[float]) -> str:
+    return f"{max(latencies) * 1000:.0f} ms"
 
 
 _headings = iter(range(1, 100))
@@ -348,13 +366,23 @@ def heading(text: str) -> None:
 
 
 def say(text: str) -> None:
-    print(fill(text, 100), flush=True)
+    """What we say."""
+    print(fill(text, WIDTH), flush=True)
 
 
-def show(text: str) -> None:
-    """What a machine said, apart from what we say."""
-    if text:
-        print(indent(text, "    "), flush=True)
+def show(*lines: str) -> None:
+    """What a program said, set apart; long lines are continued, deeper."""
+    for line in lines:
+        margin = " " * (4 + len(line) - len(line.lstrip()))
+        wrapped = fill(
+            line.strip(),
+            WIDTH + 20,
+            initial_indent=margin,
+            subsequent_indent=margin + "    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        print(wrapped, flush=True)
 
 
 if __name__ == "__main__":

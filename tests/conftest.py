@@ -11,7 +11,7 @@ from django_scaledb.testing import Cluster
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Cluster]:
-    with Cluster(standbys=0, settings={"max_connections": 60}) as cluster:
+    with Cluster(standbys=0, settings={"max_connections": 200}) as cluster:
         yield cluster
 
 

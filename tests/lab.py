@@ -37,7 +37,7 @@ class Upload(PartitionedModel):
 
     account = models.ForeignKey(Account, on_delete=models.CASCADE, null=True)
     at = models.DateTimeField()
-    size = models.BigIntegerField(default=0)
+    size = models.BigIntegerField(db_default=0)
 
     class Meta:
         apps = lab_apps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,10 +44,15 @@ def start(standbys: int, postgres: str) -> Cluster:
     try:
         return Cluster(standbys, postgres=postgres).start()
     except PostgresNotFound as error:
-        pytest.skip(str(error))
+        pytest.skip(error.reason)
 
 
-@pytest.fixture(scope="module", params=["embedded", "system"])
+CHOICE = os.environ.get("SCALEDB_POSTGRES", "")
+
+
+@pytest.fixture(
+    scope="module", params=[CHOICE] if CHOICE not in ("", "container") else ["embedded", "system"]
+)
 def pair(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A primary and two standbys for a module; every test leaves them running and replicating."""
     with start(2, request.param) as cluster:

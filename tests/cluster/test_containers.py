@@ -35,7 +35,7 @@ def pair() -> Iterator[Cluster]:
     try:
         cluster = Cluster(1, postgres="container", settings={"max_connections": 50}).start()
     except PostgresNotFound as error:
-        pytest.skip(str(error))
+        pytest.skip(error.reason)
     with cluster:
         yield cluster
         token = cluster.primary.execute("SHOW cluster_name")[0][0].rsplit("-", 1)[0]
@@ -153,7 +153,7 @@ def test_an_image_that_cannot_be_had_is_said() -> None:
         try:
             Cluster(0, postgres="container").start()
         except PostgresNotFound as error:
-            print(error)
+            print(error.reason)
         """
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],

@@ -190,12 +190,12 @@ def test_stop_and_restart_of_a_running_node(pair: Cluster) -> None:
 def test_a_lock_file_that_names_a_living_process_is_no_hindrance(pair: Cluster) -> None:
     standby = pair.standbys[0]
     lock_file = Path(standby.host, standby.name, "postmaster.pid")
-    lines = lock_file.read_text().splitlines()
+    socket_lock = Path(standby.host, f".s.PGSQL.{standby.port}.lock")
     standby.kill()
-    assert lock_file.exists()
     # The number was given to another server of the same user meanwhile.
-    lines[0] = str(pair.primary.pid)  # type: ignore[attr-defined]
-    lock_file.write_text("\n".join(lines) + "\n")
+    for file in (lock_file, socket_lock):
+        _, *lines = file.read_text().splitlines()
+        file.write_text("\n".join([str(pair.primary.pid), *lines, ""]))  # type: ignore[attr-defined]
     standby.restart()
     pair.wait_for_catchup()
 
@@ -216,9 +216,10 @@ def test_a_frozen_node_hangs_and_thaws(pair: Cluster, which: int) -> None:
             ]
             assert len(states) > 3
             assert set(states) == {"T"}
-            with pytest.raises(psycopg.errors.ConnectionTimeout):
-                node.connect(connect_timeout=2)
-            assert 1.5 < time.monotonic() - begun < 4
+            if which:
+                with pytest.raises(psycopg.errors.ConnectionTimeout):
+                    node.connect(connect_timeout=2)
+                assert 1.5 < time.monotonic() - begun < 4
             with pytest.raises(ClusterError, match=r"is frozen and does not answer; thaw\(\) it first"):
                 node.set_lag(1)
             if which:
@@ -254,7 +255,6 @@ def test_create_database_for_the_application(pair: Cluster) -> None:
 
 def test_add_standby(pair: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGOPTIONS", "-c no_such_setting=1")
-    monkeypatch.setenv("PGREQUIREPEER", "somebody-else")
     node = pair.add_standby()
     assert node is pair.standbys[2]
     assert node.name == "standby3"

@@ -19,7 +19,11 @@ def run(directory: Path, test: str, *arguments: str, **environment: str) -> subp
     (directory / "test_it.py").write_text(textwrap.dedent(test))
     (directory / "pytest.ini").write_text("[pytest]\n")
     code = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
-    options = ["-p", "no:django", "-p", "no:cacheprovider", "-W", "error", "--strict-markers", "-rs"]
+    options = ["-p", "no:cacheprovider", "-W", "error", "--strict-markers", "-rs"]
+    if "PYTEST_DISABLE_PLUGIN_AUTOLOAD" in environment:
+        options += ["-p", "django_scaledb.testing.pytest_plugin"]
+    else:
+        options += ["-p", "no:django"]
     return subprocess.run(
         [sys.executable, "-c", code, *options, *arguments],
         cwd=directory,
@@ -71,7 +75,7 @@ def test_it_costs_nothing_where_it_is_not_used(tmp_path: Path) -> None:
             assert "django_scaledb.testing.pytest_plugin" in sys.modules
             assert not heavy & set(sys.modules)
         """
-    result = run(tmp_path, test)
+    result = run(tmp_path, test, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -81,10 +85,11 @@ def test_without_a_server_tests_are_skipped_unless_one_was_asked_for(tmp_path: P
             pass
         """
     # an engine is asked for by default, and none answers
-    result = run(tmp_path, test, SCALEDB_POSTGRES="container", DOCKER_HOST="tcp://127.0.0.1:9")
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    result = run(tmp_path, test, SCALEDB_POSTGRES="container", DOCKER_HOST="tcp://127.0.0.1:9", **alone)
     assert result.returncode == 0
     assert "1 skipped" in result.stdout
     assert "no container engine answers" in result.stdout
-    result = run(tmp_path, test, SCALEDB_POSTGRES="/nowhere")
+    result = run(tmp_path, test, SCALEDB_POSTGRES="/nowhere", **alone)
     assert result.returncode == 1
     assert "/nowhere has no initdb, postgres, pg_basebackup" in result.stdout

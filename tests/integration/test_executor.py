@@ -205,10 +205,14 @@ def test_declared_locks_are_what_postgres_takes(lab: Lab) -> None:
     with executor(lab) as door:
         door.run(detach)
     keys = inspection.foreign_keys(lab.connection, uploads.members[0].oid)
-    settle = ddl.settle(uploads, uploads.members[0], JULY, keys, NOW)
+    release = ddl.release(uploads.members[0], keys)
+    assert strongest_locks(lab, list(release.statements)) == declared(release)
+    assert declared(release)["lab_account"] is LockMode.ACCESS_EXCLUSIVE
+    settle = ddl.settle(uploads, uploads.members[0], JULY, NOW)
     assert strongest_locks(lab, list(settle.statements)) == declared(settle)
-    assert declared(settle)["lab_account"] is LockMode.ACCESS_EXCLUSIVE
+    assert "lab_account" not in declared(settle)
     with executor(lab) as door:
+        door.run(release)
         door.run(settle)
     drop = ddl.drop(uploads.members[0])
     assert strongest_locks(lab, list(drop.statements)) == declared(drop)

@@ -251,3 +251,35 @@ def test_a_schema_on_the_search_path(tmp_path, server):
     assert project.query(
         "SELECT DISTINCT relnamespace::regnamespace::text FROM pg_class WHERE relispartition"
     ) == [("shop",)]
+
+
+TEST_OF_THE_SHOP = """
+from datetime import UTC, datetime
+from django.test import TestCase
+from shop.models import Customer, Order
+
+class AnyDate(TestCase):
+    def test_it(self):
+        customer = Customer.objects.create(name="c")
+        for year in (1999, 2026, 2199):
+            Order.objects.create(customer=customer, placed_at=datetime(year, 5, 17, tzinfo=UTC))
+        self.assertEqual(Order.objects.count(), 3)
+"""
+
+
+def test_a_test_database_takes_rows_of_any_date_unless_told_otherwise(tmp_path, server):
+    project = Project(tmp_path, server, f"project_{next(NUMBERS)}")
+    project.models(ORDER)
+    project.manage("makemigrations", "shop")
+    (project.folder / "shop" / "tests.py").write_text(TEST_OF_THE_SHOP)
+    assert "OK" in project.manage("test", "shop")
+    settings = project.folder / "project_settings.py"
+    settings.write_text(settings.read_text() + '\nSCALEDB = {"TEST_DEFAULT_PARTITION": False}\n')
+    assert "NoPartitionError: no partition of shop.Order" in project.manage("test", "shop", fails=True)
+
+
+def test_restore_partition_is_refused_with_what_to_do_instead(project):
+    project.models(ORDER)
+    refusal = project.manage("restore_partition", "shop.Order", "shop_order_y2024", fails=True)
+    assert "CommandError: restore_partition is not available yet" in refusal
+    assert "ATTACH PARTITION" in refusal

@@ -39,7 +39,7 @@ ODD_MOMENTS = [
     datetime(2024, 2, 29, 11, 7, tzinfo=UTC),
     datetime(2011, 12, 30, 10, 0, tzinfo=UTC),  # the day that Apia skipped
     datetime(1969, 9, 30, 12, 34, 56, tzinfo=UTC),
-    datetime(2010, 11, 7, 2, 30, tzinfo=UTC),  # St Johns, between its two midnights
+    datetime(2010, 11, 7, 2, 45, tzinfo=UTC),  # St Johns, between its two midnights
     datetime(2018, 11, 4, 3, 0, tzinfo=UTC),
 ]
 
@@ -156,7 +156,7 @@ def test_before_the_anchor() -> None:
 
 @given(intervals, zones, moments)
 @example(Interval(1, Unit.DAY), ZoneInfo("Pacific/Apia"), utc(2011, 12, 30, 9, 59, 59))
-@example(Interval(1, Unit.DAY), ZoneInfo("America/St_Johns"), utc(2010, 11, 7, 2, 30))
+@example(Interval(1, Unit.DAY), ZoneInfo("America/St_Johns"), utc(2010, 11, 7, 2, 45))
 @settings(deadline=None)
 def test_a_moment_lies_in_its_period(interval: Interval, zone: ZoneInfo, moment: datetime) -> None:
     start = interval.start_of(moment, zone)
@@ -232,6 +232,13 @@ def test_midnight_that_comes_twice() -> None:
     assert Interval.parse("1 day").start_of(utc(2024, 11, 3, 5, 30), havana) == utc(2024, 11, 3, 4)
 
 
+def test_clocks_put_back_over_midnight() -> None:
+    # St Johns, 2010-11-07 00:01 -> 23:01 the day before: Sunday begins with its first minute.
+    zone = ZoneInfo("America/St_Johns")
+    assert Interval.parse("1 day").start_of(utc(2010, 11, 7, 2, 45), zone) == utc(2010, 11, 7, 2, 30)
+    assert Interval.parse("1 day").start_of(utc(2010, 11, 7, 2, 29), zone) == utc(2010, 11, 6, 2, 30)
+
+
 def test_skipped_day_is_no_period() -> None:
     apia = ZoneInfo("Pacific/Apia")
     assert days("1 day", utc(2011, 12, 29, 12), utc(2011, 12, 31), apia) == [
@@ -270,6 +277,13 @@ def test_subtract_keeps_the_wall_clock() -> None:
     noon = datetime(2024, 3, 31, 12, tzinfo=BERLIN)
     assert Interval.parse("1 day").subtract(noon, BERLIN) == datetime(2024, 3, 30, 12, tzinfo=BERLIN)
     assert Interval.parse("24 hours").subtract(noon, BERLIN) == datetime(2024, 3, 30, 11, tzinfo=BERLIN)
+
+
+def test_subtract_from_either_of_two_equal_hours() -> None:
+    # 210 days before the hour that comes twice in Berlin is the one that was skipped.
+    for fold in (0, 1):
+        twice = datetime(2024, 10, 27, 2, 30, tzinfo=BERLIN, fold=fold)
+        assert Interval.parse("210 days").subtract(twice, BERLIN) == utc(2024, 3, 31, 1, 30)
 
 
 def test_add() -> None:

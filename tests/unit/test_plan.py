@@ -172,6 +172,12 @@ def test_holes_beyond_retention_stay_open() -> None:
     assert created(plan(config, partitions, NOW)) == ["2024-01-01..2025-01-01", "2025-01-01..2026-01-01"]
 
 
+def test_a_hole_that_ends_where_retention_begins_stays_open() -> None:
+    config = config_of(premake=0, retention="2 years")
+    partitions = [year(2022, managed=False), year(2024), year(2025), year(2026)]
+    assert not plan(config, partitions, utc(2026, 1, 1))
+
+
 def test_a_fragment_beyond_retention_stays_open() -> None:
     # The period 2024 is within retention, but what of it is free is not: made now, it would be
     # retired by the next run, and made again.
@@ -467,6 +473,7 @@ def test_drop_waits_for_the_grace_period() -> None:
         ({"retention_action": "detach"}, {}),
         ({}, {"detached_at": None, "retiring": False}),
         ({}, {"managed": False}),
+        ({}, {"range": span("2025-01-01", "2026-01-01")}),  # within retention, in part
         # Retention was lengthened, or taken away, after the detach: the data is wanted again.
         ({"retention": "30 years"}, {}),
         ({"retention": None}, {}),
@@ -475,7 +482,7 @@ def test_drop_waits_for_the_grace_period() -> None:
 def test_what_is_never_dropped(attrs: dict[str, object], changes: dict[str, Any]) -> None:
     config = config_of(**{"retention": "1 year", "retention_action": "drop", **attrs})
     gone = replace(year(2020, state=State.DETACHED, retiring=True, detached_at=utc(2021, 1, 1)), **changes)
-    assert not plan(config, [gone, part("2024-01-01", MAXVALUE)], NOW)
+    assert not plan(config, [gone, part("2026-01-01", MAXVALUE)], NOW)
 
 
 # --- spans

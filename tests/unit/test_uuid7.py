@@ -59,6 +59,15 @@ def test_increasing_in_every_thread() -> None:
     assert len({value.int >> 64 for values in made for value in values}) == 12_000
 
 
+def test_threads_take_turns() -> None:
+    other = threading.Thread(target=uuid7)
+    with module._lock:
+        other.start()
+        other.join(timeout=0.1)
+        assert other.is_alive()
+    other.join()
+
+
 def test_increasing_when_the_clock_stands_or_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     first = uuid7()
     clock = iter([time.time_ns()] * 5000 + [time.time_ns() - 3600 * 10**9] * 5000 + [-1] * 10)

@@ -7,6 +7,7 @@ able to `migrate` and rotate its way out of what they report.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from django.apps import AppConfig, apps
@@ -14,7 +15,6 @@ from django.core.checks import CheckMessage, Error, Warning  # Django's own name
 from django.db import DatabaseError, connections, models, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.constraints import UniqueConstraint
-from django.utils import timezone
 
 from django_scaledb.exceptions import ConfigurationError, ScaleDBError
 from django_scaledb.partitions import catalog, registry
@@ -247,7 +247,7 @@ def _check_partition_set(
     config = registry.config_for(model)
     partitions = found.partitions(config)
     rotate = f"Run manage.py rotate_partitions {model._meta.label}, and have it run by cron."
-    lacking = missing(config, partitions, timezone.now())
+    lacking = missing(config, partitions, datetime.now(UTC))
     if lacking.runway:
         yield Warning(
             f"{model._meta.label} has fewer than {config.premake} future partitions of {config.interval}: "

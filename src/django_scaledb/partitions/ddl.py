@@ -36,11 +36,13 @@ def create(
     table: TableName,
     *,
     moving: Sequence[Statement] = (),
+    beside: Sequence[Statement] = (),
 ) -> Step:
     """Make `table` and attach it for `wanted`, in one transaction.
 
     The parent stays readable and writable: ``PARTITION OF`` would take ACCESS EXCLUSIVE on it.
-    `moving` are the statements of `move_from_default`, which run before the table is attached.
+    `moving` are the statements of `move_from_default`, which run before the table is attached;
+    `beside` are those of other features, which run behind them.
     """
     check = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({})").format(
         table.sql, _BOUNDS_CHECK, wanted.check(config.column, config.key_kind)
@@ -53,23 +55,25 @@ def create(
             *_make(parent, table),
             Statement(check),
             *moving,
+            *beside,
             _attach(parent, table, wanted.for_values(config.key_kind)),
             Statement(uncheck),
-            Statement(_comment(table, marker)),
+            Statement(marker.comment_on(table.sql)),
         ),
         nowait=_attach_locks(parent),
     )
 
 
-def create_default(parent: PartitionSet, table: TableName) -> Step:
+def create_default(parent: PartitionSet, table: TableName, *, beside: Sequence[Statement] = ()) -> Step:
     """Make `table` and attach it as the default partition."""
     marker = Marker(MarkState.ATTACHED, parent.table)
     return Step(
         f"create default partition {table}",
         (
             *_make(parent, table),
+            *beside,
             _attach(parent, table, sql.SQL("DEFAULT")),
-            Statement(_comment(table, marker)),
+            Statement(marker.comment_on(table.sql)),
         ),
         nowait=_attach_locks(parent),
     )
@@ -115,7 +119,7 @@ def mark_retiring(parent: PartitionSet, partition: Member, bounds: Range | None)
     lock = Lock(partition.table, LockMode.SHARE_UPDATE_EXCLUSIVE)
     return Step(
         f"mark partition {partition.table} as retiring",
-        (Statement(_comment(partition.table, marker), (lock,)),),
+        (Statement(marker.comment_on(partition.table.sql), (lock,)),),
     )
 
 
@@ -141,7 +145,7 @@ def detach(parent: PartitionSet, partition: Member, bounds: Range | None) -> Ste
         f"detach partition {partition.table}",
         (
             Statement(statement, locks),
-            Statement(_comment(partition.table, marker), (Lock(partition.table, whole),)),
+            Statement(marker.comment_on(partition.table.sql), (Lock(partition.table, whole),)),
         ),
         nowait=locks,
     )
@@ -153,29 +157,41 @@ def finalize(parent: PartitionSet, partition: Member) -> Step:
     return _detaching(f"finish the detach of partition {partition.table}", parent, partition, statement)
 
 
-def settle(
-    parent: PartitionSet,
-    partition: Member,
-    bounds: Range | None,
-    foreign_keys: Sequence[tuple[str, TableName]],
-    now: datetime,
-) -> Step:
-    """Free the detached table of its foreign keys, and begin its grace period.
+def release(partition: Member, foreign_keys: Sequence[tuple[str, TableName]]) -> Step:
+    """Free a table that has left the set of its foreign keys.
 
-    A row that such a key points at could not be deleted, because of a table that nobody sees. The
-    CHECK that DETACH CONCURRENTLY leaves stays: it spares the scan when the table is attached again.
+    A row that such a key points at could not be deleted, because of a table that nobody sees. This
+    locks their targets, and therefore does nothing else.
     """
     own = Lock(partition.table, LockMode.ACCESS_EXCLUSIVE)
     drops = []
     for name, target in foreign_keys:
         query = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(partition.table.sql, sql.Identifier(name))
         drops.append(Statement(query, (own, Lock(target, LockMode.ACCESS_EXCLUSIVE))))
+    strong = dict.fromkeys(lock for statement in drops for lock in statement.locks)
+    return Step(
+        f"drop the foreign keys of detached table {partition.table}", tuple(drops), nowait=tuple(strong)
+    )
+
+
+def settle(
+    parent: PartitionSet,
+    partition: Member,
+    bounds: Range | None,
+    now: datetime,
+    *,
+    beside: Sequence[Statement] = (),
+) -> Step:
+    """Mark the detached table as such: its grace period begins.
+
+    `beside` are the statements of other features that account for its rows, once. The CHECK that
+    DETACH CONCURRENTLY leaves stays: it spares the scan when the table is attached again.
+    """
     marker = Marker(MarkState.DETACHED, parent.table, bounds, now)
     comment = Statement(
-        _comment(partition.table, marker), (Lock(partition.table, LockMode.SHARE_UPDATE_EXCLUSIVE),)
+        marker.comment_on(partition.table.sql), (Lock(partition.table, LockMode.SHARE_UPDATE_EXCLUSIVE),)
     )
-    strong = dict.fromkeys(lock for statement in drops for lock in statement.locks)
-    return Step(f"settle detached table {partition.table}", (*drops, comment), nowait=tuple(strong))
+    return Step(f"settle detached table {partition.table}", (*beside, comment))
 
 
 def drop(partition: Member) -> Step:
@@ -237,7 +253,3 @@ def _detaching(summary: str, parent: PartitionSet, partition: Member, query: sql
     strong = (Lock(partition.table, LockMode.ACCESS_EXCLUSIVE), *_key_locks(parent))
     statement = Statement(query, (Lock(parent.table, LockMode.SHARE_UPDATE_EXCLUSIVE), *strong))
     return Step(summary, (statement,), transactional=False, nowait=strong)
-
-
-def _comment(table: TableName, marker: Marker) -> sql.Composed:
-    return sql.SQL("COMMENT ON TABLE {} IS {}").format(table.sql, sql.Literal(str(marker)))

@@ -185,10 +185,8 @@ class Interval:
         else:
             months = (local.year - _ANCHOR.year) * 12 + local.month - 1
             index = months // (self.count * _MONTHS[self.unit])
-        # The wall clock is only a first guess: where clocks were put back over midnight, the same
-        # date is met on both sides of the boundary.
-        while self._boundary(index, zone) > moment:
-            index -= 1
+        # A date is never shown before its midnight, but once more after the next one: where clocks
+        # were put back over midnight. The calendar date is a first guess then.
         try:
             while self._boundary(index + 1, zone) <= moment:
                 index += 1

@@ -215,7 +215,12 @@ class _Run:
                 raise PlanError(no_table(model, self.options.using))
             actions = planner(config, found.partitions(config)).actions
             worker = Worker(
-                self.connection, config, found, self.options.now, drain_default=self.options.drain_default
+                self.connection,
+                model,
+                config,
+                found,
+                self.options.now,
+                drain_default=self.options.drain_default,
             )
             if actions:
                 worker.require_rights()
@@ -329,6 +334,10 @@ def _needs(item: _Item, other: _Item) -> bool:
                 return settled == partition
             case Detach():
                 return True  # PostgreSQL allows one pending detach in a set
+    if isinstance(other.action, Create) and isinstance(item.action, Detach):
+        # The plan lets the last partition go because of the newer ones it makes; without them it stays.
+        assert item.job.worker is not None
+        return item.job.worker.is_last(item.action.partition)
     return other.left_pending and isinstance(item.action, Detach)
 
 

@@ -8,10 +8,11 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_scaledb.exceptions import DDLError
-from django_scaledb.partitions import ddl, inspection
+from django_scaledb.partitions import ddl, hooks, inspection
 from django_scaledb.partitions.bounds import Range, label
 from django_scaledb.partitions.catalog import Member, PartitionSet
 from django_scaledb.partitions.config import PartitionConfig
@@ -56,6 +57,7 @@ class Worker:
     def __init__(
         self,
         connection: BaseDatabaseWrapper,
+        model: type[models.Model],
         config: PartitionConfig,
         parent: PartitionSet,
         now: datetime,
@@ -63,6 +65,7 @@ class Worker:
         drain_default: bool,
     ) -> None:
         self.connection = connection
+        self.model = model
         self.config = config
         self.parent = parent
         self.now = now
@@ -92,7 +95,9 @@ class Worker:
         if isinstance(action, Create):
             yield self._create(action)
         elif isinstance(action, CreateDefault):
-            yield Task(ddl.create_default(self.parent, self._new_name(action)))
+            table = self._new_name(action)
+            beside = hooks.on_create(self.connection, self.model, table)
+            yield Task(ddl.create_default(self.parent, table, beside=beside))
         else:
             member = self.parent.member(action.partition.table)
             if isinstance(action, Detach):
@@ -102,7 +107,14 @@ class Worker:
             elif isinstance(action, Drop):
                 yield Task(ddl.drop(member), guard=partial(_still_detached, member))
             else:
-                yield self._settle(member, action.partition.range)
+                yield from self._settle(member, action.partition.range)
+
+    def is_last(self, partition: Partition) -> bool:
+        """Whether no partition of the set, as it was read, reaches farther than `partition`."""
+        ranges = (p.range for p in self.parent.partitions(self.config) if p.state is State.ATTACHED)
+        return partition.range is not None and all(
+            other is None or other.upper <= partition.range.upper for other in ranges
+        )
 
     def is_pending(self, partition: Partition) -> bool:
         """Whether a DETACH CONCURRENTLY of `partition` was begun and not finished."""
@@ -113,7 +125,8 @@ class Worker:
     def _create(self, action: Create) -> Task:
         table = self._new_name(action)
         moving = self._moving(table, action.range)
-        step = ddl.create(self.parent, self.config, action.range, table, moving=moving)
+        beside = hooks.on_create(self.connection, self.model, table)
+        step = ddl.create(self.parent, self.config, action.range, table, moving=moving, beside=beside)
         return Task(step, bounded=not self.drain_default)
 
     def _moving(self, table: TableName, wanted: Range) -> tuple[Statement, ...]:
@@ -168,7 +181,7 @@ class Worker:
             yield Task(step, resume=partial(self._rest_of_detach, member, step))
         elif state is State.DETACH_PENDING:
             yield from self._finalize(member)
-        yield self._settle(member, bounds)
+        yield from self._settle(member, bounds)
 
     def _finalize(self, member: Member) -> Iterator[Task]:
         step = ddl.finalize(self.parent, member)
@@ -181,10 +194,15 @@ class Worker:
             return ddl.finalize(self.parent, member)
         return step if state is State.ATTACHED else None
 
-    def _settle(self, member: Member, bounds: Range | None) -> Task:
+    def _settle(self, member: Member, bounds: Range | None) -> Iterator[Task]:
+        guard = partial(_retiring_and_off, member)
         foreign_keys = inspection.foreign_keys(self.connection, member.oid)
-        step = ddl.settle(self.parent, member, bounds, foreign_keys, self.now)
-        return Task(step, guard=partial(_retiring_and_off, member))
+        if foreign_keys:
+            yield Task(ddl.release(member, foreign_keys), guard=guard)
+        beside = hooks.on_settle(self.connection, self.model, member.table)
+        # Accounting for a large table may take its time; it is in nobody's way.
+        step = ddl.settle(self.parent, member, bounds, self.now, beside=beside)
+        yield Task(step, guard=guard, bounded=not beside)
 
     def _state(self, member: Member) -> State | None:
         return inspection.attachment(self.connection, self.parent.oid, member.oid)

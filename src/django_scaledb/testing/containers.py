@@ -105,7 +105,7 @@ class ContainerNode(Node):
             self.container.kill(signal=name)
             deadline = time.monotonic() + timeout
             while time.monotonic() < deadline:
-                if not self.is_running:
+                if self._status() == "exited":
                     return
                 time.sleep(0.05)
         self.kill()

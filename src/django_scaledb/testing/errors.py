@@ -7,3 +7,8 @@ class ClusterError(Exception):
 
 class PostgresNotFound(ClusterError):
     """No PostgreSQL server was found on this machine."""
+
+    @property
+    def reason(self) -> str:
+        """What was tried, in one line, without the advice."""
+        return " ".join(line.strip() for line in str(self).partition("\nInstall ")[0].splitlines())

@@ -43,7 +43,7 @@ def _start(*arguments: Any, **options: Any) -> Cluster:
     except PostgresNotFound as error:
         if os.environ.get("SCALEDB_POSTGRES", "container") != "container":
             raise
-        pytest.skip(str(error))
+        pytest.skip(error.reason)
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,39 @@
 """Load the upload history that comes with the example."""
 
-import csv
 import gzip
-from datetime import datetime
-from itertools import islice
 from pathlib import Path
 
 from django.conf import settings
 from django.core.management.base import BaseCommand
-from django.db import connection
-from django_scaledb.progress import progress
+from django.db import connection, transaction
 
-from pypi.models import Project, Upload
+from django_scaledb.progress import Progress
+from pypi.models import Upload
 
 DEFAULT_PATH = settings.BASE_DIR / "data" / "pypi_uploads.csv.gz"
-BATCH = 5_000
+CHUNK = 1 << 20
+
+STAGE = """
+    CREATE TEMPORARY TABLE incoming (
+        project text, version text, filename text, packagetype text, python_version text,
+        size bigint, uploaded_at timestamptz, yanked boolean
+    ) ON COMMIT DROP
+"""
+INSERT_PROJECTS = """
+    INSERT INTO pypi_project (name) SELECT DISTINCT project FROM incoming ORDER BY project
+    ON CONFLICT DO NOTHING
+"""
+# PostgreSQL sends each row to its partition. A row that an earlier run has loaded meets the unique
+# constraint and is left out.
+INSERT_YEAR = """
+    INSERT INTO pypi_upload
+        (project_id, version, filename, packagetype, python_version, size, uploaded_at, yanked)
+    SELECT pypi_project.id, version, filename, packagetype, python_version, size, uploaded_at, yanked
+    FROM incoming JOIN pypi_project ON pypi_project.name = incoming.project
+    WHERE extract(year FROM uploaded_at AT TIME ZONE 'UTC') = %s
+    ORDER BY uploaded_at, filename
+    ON CONFLICT DO NOTHING
+"""
 
 
 class Command(BaseCommand):
@@ -24,33 +43,25 @@ class Command(BaseCommand):
         parser.add_argument("path", nargs="?", type=Path, default=DEFAULT_PATH)
 
     def handle(self, *, path, **options):
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        project_ids = ensure_projects({row["project"] for row in rows})
-        uploads = (upload(row, project_ids) for row in progress(rows, total=len(rows), label="loading"))
-        while batch := list(islice(uploads, BATCH)):
-            # One INSERT; PostgreSQL sends each row to its partition. A row that an earlier run has
-            # loaded meets the unique constraint and is left out.
-            Upload.objects.bulk_create(batch, ignore_conflicts=True)
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(STAGE)
+            with (
+                gzip.open(path) as file,
+                cursor.copy("COPY incoming FROM STDIN (FORMAT csv, HEADER)") as copy,
+            ):
+                while chunk := file.read(CHUNK):
+                    copy.write(chunk)
+            cursor.execute(INSERT_PROJECTS)
+            cursor.execute(
+                "SELECT extract(year FROM uploaded_at AT TIME ZONE 'UTC'), count(*) FROM incoming"
+                " GROUP BY 1 ORDER BY 1"
+            )
+            years = cursor.fetchall()
+            with Progress(sum(rows for _, rows in years), "rows loaded") as progress:
+                for year, rows in years:
+                    cursor.execute(INSERT_YEAR, [year])
+                    progress.advance(rows)
         with connection.cursor() as cursor:
             # Autovacuum analyzes partitions, never the partitioned table itself.
-            cursor.execute(f"ANALYZE {connection.ops.quote_name(Upload._meta.db_table)}")
+            cursor.execute("ANALYZE pypi_upload")
         self.stdout.write(f"{Upload.objects.count():,} rows in {Upload._meta.db_table}")
-
-
-def ensure_projects(names: set[str]) -> dict[str, int]:
-    Project.objects.bulk_create((Project(name=name) for name in sorted(names)), ignore_conflicts=True)
-    return dict(Project.objects.filter(name__in=names).values_list("name", "id"))
-
-
-def upload(row: dict[str, str], project_ids: dict[str, int]) -> Upload:
-    return Upload(
-        project_id=project_ids[row["project"]],
-        version=row["version"],
-        filename=row["filename"],
-        packagetype=row["packagetype"],
-        python_version=row["python_version"],
-        size=int(row["size"]),
-        uploaded_at=datetime.fromisoformat(row["uploaded_at"]),
-        yanked=row["yanked"] == "True",
-    )

@@ -1,0 +1,62 @@
+"""Where other features take part when a partition comes or goes, in the very transaction that does it.
+
+ATTACH and DETACH fire no trigger and send no signal; who keeps something beside the table (a total, a
+trigger on every partition) says here what is to be run as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_scaledb.postgres.identifiers import TableName
+from django_scaledb.postgres.statements import Statement
+
+Builder = Callable[[BaseDatabaseWrapper, type[models.Model], TableName], Iterable[Statement]]
+
+
+def _nothing(
+    connection: BaseDatabaseWrapper, model: type[models.Model], table: TableName
+) -> Iterable[Statement]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Statements for a partition of `model`, by what happens to it.
+
+    `on_create`: on the new table, before it is attached. `on_settle`: on the table that has left
+    the set, in the transaction that marks it as detached, so exactly once however often a run is
+    killed. They must not need a lock that stops others, save on that table.
+    """
+
+    on_create: Builder = _nothing
+    on_settle: Builder = _nothing
+
+
+_hooks: list[Hook] = []
+
+
+def register(hook: Hook) -> None:
+    """Have `hook` asked from now on; features do so when their application is ready."""
+    if hook not in _hooks:
+        _hooks.append(hook)
+
+
+def unregister(hook: Hook) -> None:
+    _hooks.remove(hook)
+
+
+def on_create(
+    connection: BaseDatabaseWrapper, model: type[models.Model], table: TableName
+) -> tuple[Statement, ...]:
+    return tuple(statement for hook in _hooks for statement in hook.on_create(connection, model, table))
+
+
+def on_settle(
+    connection: BaseDatabaseWrapper, model: type[models.Model], table: TableName
+) -> tuple[Statement, ...]:
+    return tuple(statement for hook in _hooks for statement in hook.on_settle(connection, model, table))
