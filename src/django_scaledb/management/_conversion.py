@@ -45,7 +45,7 @@ class ConversionListener(Listener):
             self.close()
             seconds = stage.cost.seconds
             guess = f" (may take {duration(seconds)})" if seconds > 5 else ""
-            self._err.write(f"{datetime.now():%H:%M:%S} {text}{guess}")  # noqa: DTZ005  # the terminal's clock
+            self._err.write(f"{text}{guess}")
             self._last = text
 
     def on_wait(self, waiting: Waiting) -> None:

@@ -140,11 +140,8 @@ class ConvertToPartitioned(ModelOperation):
     """Records that a plain table has become a partitioned one.
 
     A small table is converted by the migration itself, a large one by `convert_to_partitioned`
-    before it (`partitions.conversion.migrate`). Not reversible: a table that was made partitioned
-    stays so, and plain models work on it.
+    before it (`partitions.conversion.migrate`). Unapplied, it leaves the table partitioned.
     """
-
-    reversible = False
 
     def __init__(self, name: str, partitioning_options: dict[str, Any]) -> None:
         self.partitioning_options = partitioning_options
@@ -197,10 +194,7 @@ class ConvertToPartitioned(ModelOperation):
         from_state: ProjectState,
         to_state: ProjectState,
     ) -> None:
-        raise NotSupportedError(
-            f"the table of {app_label}.{self.name} stays partitioned; plain models work on it as well: "
-            "unapply this migration with --fake"
-        )
+        """Nothing: plain models work on the partitioned table, and forwards finds it partitioned."""
 
     def describe(self) -> str:
         return f"Convert {self.name} to a partitioned model"

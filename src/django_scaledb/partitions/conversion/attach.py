@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from psycopg import sql
 
+from django_scaledb.partitions import hooks
 from django_scaledb.partitions.conversion import carry, swap
 from django_scaledb.partitions.conversion.job import Job
 from django_scaledb.partitions.conversion.stages import (
@@ -137,7 +138,8 @@ def _swap(job: Job) -> Stage:
         job.config,
         job.bounds,
         job.pk_columns,
-        job.reach(Phase.SWAPPED),
+        beside=hooks.on_create(job.connection, job.model, job.names.aside_table),
+        after=job.reach(Phase.SWAPPED),
     )
     return Stage("swap", step, guard=job.unchanged(job.inventory))
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from psycopg import sql
 
 from django_scaledb.exceptions import DDLError
-from django_scaledb.partitions import catalog, ddl, inspection
+from django_scaledb.partitions import catalog, ddl, hooks, inspection
 from django_scaledb.partitions.bounds import Range, Unbounded, label
 from django_scaledb.partitions.catalog import PartitionSet
 from django_scaledb.partitions.conversion import attach, carry, filling, swap, sync
@@ -274,6 +274,7 @@ def _swap(job: Job) -> Stage:
                 names.aside_table,
                 [column for column in _primary_columns(job) if column is not None],
             ),
+            *_beside(job),
             *job.reach(Phase.SWAPPED),
         ],
     )
@@ -285,6 +286,13 @@ def _swap(job: Job) -> Stage:
             raise TableChanged(f"{catch_all} has got rows for which there is no partition; run again")
 
     return Stage("swap", step, guard=guard)
+
+
+def _beside(job: Job) -> Iterator[Statement]:
+    """What other features want on every partition; sooner, they would have seen rows that only moved."""
+    for member in _staging_set(job).members:
+        if member.table != job.names.catch_all_table:
+            yield from hooks.on_create(job.connection, job.model, member.table)
 
 
 def _primary_columns(job: Job) -> tuple[str | None, ...]:

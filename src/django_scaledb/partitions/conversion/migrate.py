@@ -145,7 +145,7 @@ def maintenance_steps(job: Job, parent: PartitionSet) -> Iterable[Any]:
     from django_scaledb.partitions.plan import plan
     from django_scaledb.partitions.work import Worker
 
-    worker = Worker(job.connection, job.config, parent, job.now, drain_default=False)
+    worker = Worker(job.connection, job.model, job.config, parent, job.now, drain_default=False)
     wanted = plan(job.config, parent.partitions(job.config), job.now, retire=False)
     for action in wanted.actions:
         for task in worker.tasks(action):

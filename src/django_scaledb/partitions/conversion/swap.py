@@ -30,9 +30,14 @@ def by_attaching(
     config: PartitionConfig,
     bounds: Range,
     pk_columns: Sequence[str],
+    *,
+    beside: Iterable[Statement],
     after: Iterable[Statement],
 ) -> Step:
-    """The old table steps aside and becomes the first partition of a new one with its name."""
+    """The old table steps aside and becomes the first partition of a new one with its name.
+
+    `beside` is what other features want on every partition.
+    """
     table, aside = inventory.table, names.aside_table
     primary = inventory.primary_key
     assert primary is not None
@@ -50,6 +55,7 @@ def by_attaching(
         *carry.belongings(inventory, table),
         *carry.move_sequences(inventory, aside, table, names.sequences),
         *carry.views(inventory),
+        *beside,
         Statement(
             sql.SQL("ALTER TABLE {} ATTACH PARTITION {} {}").format(
                 table.sql, aside.sql, bounds.for_values(config.key_kind)
