@@ -8,6 +8,7 @@ from django.core import checks
 
 from django_scaledb import conf
 from django_scaledb.partitions import checks as partition_checks
+from django_scaledb.routing import checks as routing_checks
 
 
 def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
@@ -23,3 +24,4 @@ checks.register(partition_checks.check_models, checks.Tags.models)
 checks.register(partition_checks.check_relations, checks.Tags.models)
 checks.register(partition_checks.check_backend, checks.Tags.models)
 checks.register(partition_checks.check_database, checks.Tags.database)
+checks.register(routing_checks.check_routing)

@@ -7,8 +7,12 @@
         "DDL_DEADLINE": 30,              # seconds after which a run gives up waiting
         "TEST_DEFAULT_PARTITION": True,  # test databases take rows of any date
         "PRIMARY": "default",            # the alias that takes writes
-        "REPLICAS": ["replica1"],        # the aliases that may answer reads
+        "REPLICAS": ["replica1"],        # the aliases that may answer reads; {"replica1": 2, ...} for weights
         "MAX_LAG": 10,                   # seconds behind which a replica is left alone
+        "READ_FROM_PRIMARY": ["axes"],   # apps and models that are never read from a replica (nor sessions)
+        "MORE_PRIMARIES": {},            # {"orders": {"REPLICAS": ["orders1"], "MODELS": ["orders"]}}
+        "POLL_INTERVAL": 0.25,           # seconds between two looks at a server
+        "READ_DEADLINE": 1.0,            # seconds after which a replica that gives no sign of life is frozen
     }
 """
 
@@ -58,6 +62,23 @@ def _are_aliases(value: object) -> bool:
     return isinstance(value, list | tuple) and all(map(_is_alias, value))
 
 
+def _are_replicas(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_alias(alias) and _is_seconds(weight) for alias, weight in value.items())
+    return _are_aliases(value)
+
+
+def _are_primaries(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_alias(alias)
+        and isinstance(entry, Mapping)
+        and set(entry) <= {"REPLICAS", "MODELS"}
+        and _are_replicas(entry.get("REPLICAS", ()))
+        and _are_aliases(entry.get("MODELS", ()))
+        for alias, entry in value.items()
+    )
+
+
 def _is_switch(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -68,7 +89,15 @@ _KEYS: Mapping[str, _Key] = {
     "DDL_DEADLINE": _Key(30, _is_seconds, _SECONDS),
     "TEST_DEFAULT_PARTITION": _Key(True, _is_switch, "True or False"),
     "PRIMARY": _Key("default", _is_alias, "an alias of DATABASES"),
-    "REPLICAS": _Key((), _are_aliases, "a list of aliases of DATABASES"),
+    "REPLICAS": _Key(
+        (), _are_replicas, "a list of aliases of DATABASES, or a dictionary of aliases and their weights"
+    ),
+    "READ_FROM_PRIMARY": _Key((), _are_aliases, 'a list of app labels and of models ("app.Model")'),
+    "MORE_PRIMARIES": _Key(
+        {}, _are_primaries, 'a dictionary of aliases: {"orders": {"REPLICAS": [...], "MODELS": [...]}}'
+    ),
+    "POLL_INTERVAL": _Key(0.25, _is_seconds, _SECONDS),
+    "READ_DEADLINE": _Key(1.0, _is_seconds, _SECONDS),
     "MAX_LAG": _Key(10, _is_seconds, _SECONDS),
 }
 
@@ -106,8 +135,12 @@ class Settings:
     DDL_DEADLINE: float
     TEST_DEFAULT_PARTITION: bool
     PRIMARY: str
-    REPLICAS: list[str]
+    REPLICAS: list[str] | dict[str, float]
     MAX_LAG: float
+    READ_FROM_PRIMARY: list[str]
+    MORE_PRIMARIES: dict[str, dict[str, Any]]
+    POLL_INTERVAL: float
+    READ_DEADLINE: float
 
     def __getattr__(self, name: str) -> Any:
         key = _KEYS.get(name)
@@ -119,7 +152,7 @@ class Settings:
         entry = value.get(name, key.default)
         if not key.accepts(entry):
             raise ConfigurationError(f"settings.{SETTING}[{name!r}] must be {key.expected}, not {entry!r}")
-        return list(entry) if name == "REPLICAS" else entry
+        return list(entry) if isinstance(entry, tuple) else entry
 
 
 settings = Settings()

@@ -12,10 +12,11 @@ from django_scaledb.backend import psqlextra
 from django_scaledb.backend.creation import DatabaseCreation
 from django_scaledb.backend.schema import DatabaseSchemaEditor
 from django_scaledb.partitions import errors
+from django_scaledb.routing.connection import RoutedConnectionMixin
 
 
-class DatabaseWrapper(psqlextra.DatabaseWrapper):
-    """PostgreSQL with partitioned models."""
+class DatabaseWrapper(RoutedConnectionMixin, psqlextra.DatabaseWrapper):
+    """PostgreSQL with partitioned models, as a primary or as a replica."""
 
     SchemaEditorClass = DatabaseSchemaEditor
     creation_class = DatabaseCreation

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django_scaledb.backend import psqlextra
 from django_scaledb.conf import settings
+from django_scaledb.routing import registry
 
 if TYPE_CHECKING:
     from django.db.backends.postgresql.creation import DatabaseCreation as _Creation
@@ -30,3 +31,8 @@ class DatabaseCreation(_Creation):
             return name
         finally:
             self.connection.accepts_any_period = False
+
+    def set_as_test_mirror(self, primary_settings_dict: dict[str, Any]) -> None:
+        super().set_as_test_mirror(primary_settings_dict)
+        # Its reads would wait for data that a test never commits: the primary serves them.
+        registry.mirror(self.connection.alias)

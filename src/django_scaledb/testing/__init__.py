@@ -20,6 +20,7 @@ _HOMES = {
     "Node": "node",
     "PostgresNotFound": "errors",
     "ephemeral_databases": "ephemeral",
+    "simulated_lag": ".routing.simulation",
 }
 
 

@@ -3,6 +3,7 @@
 ``scaledb_cluster``          one primary and one standby, for the whole session
 ``scaledb_fresh_cluster``    one of its own for this test, which may destroy it; the marker
                              ``@pytest.mark.scaledb_cluster(standbys=2, settings={...})`` says more
+``scaledb_lag``              replicas that stand still, without a standby: see `simulated_lag`
 ``scaledb_cluster_factory``  ``factory(standbys=2, ...)`` starts one more, for the whole session
 
 Nothing is imported or started until a test asks for a fixture. Where no PostgreSQL is found these tests are
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -73,3 +75,11 @@ def scaledb_fresh_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     arguments, options = (marker.args, marker.kwargs) if marker else ((), {})
     with _start(*arguments, **options) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def scaledb_lag() -> Iterator[Any]:
+    """The replicas of ``default`` stand still in this test; see `simulated_lag`."""
+    simulated_lag = import_module("django_scaledb.testing").simulated_lag
+    with simulated_lag() as lag:
+        yield lag

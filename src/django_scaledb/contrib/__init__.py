@@ -1,0 +1,1 @@
+"""Other programs: each module needs its program, and nothing else imports it."""

@@ -1,0 +1,362 @@
+"""The monitor: one thread of each process that reads, which asks every server of a set how it is.
+
+It holds one connection to each server, and asks every ``POLL_INTERVAL`` seconds, at once when its connection
+ends or a read failed, and up to a hundred times a second while somebody waits for a replica to replay
+something. A server that does not answer within ``READ_DEADLINE`` seconds is frozen: the sockets of its
+connections are shut down, so that reads in flight fail, and go elsewhere.
+
+The thread starts with the first routed read and ends with the process; a forked child starts its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from django_scaledb.routing import queries, sockets
+from django_scaledb.routing.replicas import Replica, ReplicaSet
+from django_scaledb.routing.token import Layout, parse_lsn
+
+logger = logging.getLogger("django_scaledb.routing")
+_Connection = psycopg.AsyncConnection[TupleRow]
+
+#: At most so often a server is asked, in seconds, however many wait.
+_FASTEST = 0.01
+#: So long somebody who waited for a replica is taken to be waiting still.
+_DEMAND = 0.1
+_CONNECT_DEADLINE = 2.0
+
+
+class _Unusable(Exception):
+    """A server answered, and is not what it should be; the text says how."""
+
+
+class Monitor:
+    """The thread and its event loop; looks after any number of sets."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.SelectorEventLoop()
+        self._thread = threading.Thread(target=self._run, name="django_scaledb-monitor", daemon=True)
+        self._watches: dict[_Watch, asyncio.Task[None]] = {}
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def watch(self, members: ReplicaSet) -> None:
+        self._loop.call_soon_threadsafe(self._begin, members)
+
+    def stop(self) -> None:
+        """End the thread; its connections are closed."""
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+            self._thread.join(5)
+
+    async def _end(self) -> None:
+        for watch in self._watches:
+            watch.stop()
+        if self._watches:
+            await asyncio.wait(self._watches.values(), timeout=3)
+        self._loop.stop()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            self._loop.close()
+
+    def _begin(self, members: ReplicaSet) -> None:
+        wakers = []
+        primary = _PrimaryWatch(members)
+        for watch in (primary, *(_ReplicaWatch(members, r, primary) for r in members.replicas.values())):
+            self._watches[watch] = self._loop.create_task(watch.run())
+            wakers.append(watch.wake)
+        last = 0.0
+
+        def wake() -> None:
+            # Called by threads that read: not more than a hundred times a second.
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= _FASTEST:
+                last = now
+                with suppress(RuntimeError):  # the loop has ended
+                    self._loop.call_soon_threadsafe(lambda: [each() for each in wakers])
+
+        members.wake = wake
+
+
+class _Watch:
+    """Asks one server, over and over."""
+
+    def __init__(self, members: ReplicaSet, alias: str) -> None:
+        self.members = members
+        self.alias = alias
+        self.connection: _Connection | None = None
+        self._woken = asyncio.Event()
+        self._demand_until = 0.0
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._cut()
+        self._woken.set()
+
+    def _cut(self) -> None:
+        """End what the connection waits for. Cancelling it would make psycopg ask the server to cancel, and
+        wait."""
+        if self.connection is not None and not self.connection.closed:
+            with socket.socket(fileno=os.dup(self.connection.fileno())) as duplicate, suppress(OSError):
+                duplicate.shutdown(socket.SHUT_RDWR)
+
+    async def _within(self, answer: Coroutine[Any, Any, None], deadline: float) -> None:
+        task = asyncio.ensure_future(answer)
+        done, _ = await asyncio.wait([task], timeout=deadline)
+        if not done:
+            self._cut()
+            with suppress(Exception):
+                await task
+            raise TimeoutError
+        await task
+
+    def wake(self) -> None:
+        self._demand_until = time.monotonic() + _DEMAND
+        self._woken.set()
+
+    async def run(self) -> None:
+        try:
+            while not self._stopped.is_set():
+                begun = time.monotonic()
+                try:
+                    await self._round()
+                except (TimeoutError, psycopg.errors.ConnectionTimeout):
+                    await self._disconnect()
+                    self.frozen()
+                except _Unusable as error:
+                    await self._disconnect()
+                    self.failed(str(error))
+                except Exception as error:
+                    await self._disconnect()
+                    if self._stopped.is_set():
+                        break
+                    if not isinstance(error, psycopg.Error | OSError):
+                        logger.exception("the monitor stumbled over %s", self.alias)
+                    self.failed(_first_line(error))
+                await self._pause(time.monotonic() - begun)
+        finally:
+            await self._disconnect()
+
+    async def _round(self) -> None:
+        deadline = self.members.config.read_deadline
+        connection: Any = self.connection
+        if connection is None:
+            found = await asyncio.to_thread(parameters, self.alias)
+            # psycopg waits two seconds at least, for each address.
+            self.connection = connection = await asyncio.wait_for(
+                psycopg.AsyncConnection.connect(**found), max(deadline, _CONNECT_DEADLINE)
+            )
+            await self._within(self.connected(connection), deadline)
+        await self._within(self.ask(connection), deadline)
+
+    async def _pause(self, spent: float) -> None:
+        """Until the next round is due; less when it is wanted, or when the connection ends."""
+        connection = self.connection
+        loop = asyncio.get_running_loop()
+        wait = self.members.config.poll_interval
+        if time.monotonic() < self._demand_until:
+            wait = _FASTEST
+        descriptor = -1
+        if connection is not None and not connection.closed:
+            descriptor = connection.fileno()
+            loop.add_reader(descriptor, self._woken.set)
+        try:
+            if wait > _FASTEST:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), wait)
+            # Also after a call: not too often.
+            if (rest := _FASTEST - spent) > 0:
+                await asyncio.sleep(rest)
+        finally:
+            if descriptor >= 0:
+                loop.remove_reader(descriptor)
+            self._woken.clear()
+
+    async def _disconnect(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            with suppress(Exception):
+                await connection.close()
+
+    async def _rows(self, connection: _Connection, query: str) -> TupleRow:
+        cursor = await connection.execute(query.encode())
+        row = await cursor.fetchone()
+        if row is None:
+            raise _Unusable("it gave no answer")
+        return row
+
+    async def _system(self, connection: _Connection) -> int:
+        try:
+            return int((await self._rows(connection, queries.SYSTEM))[0])
+        except psycopg.errors.InsufficientPrivilege:
+            return 0
+
+    async def connected(self, connection: _Connection) -> None: ...
+
+    async def ask(self, connection: _Connection) -> None: ...
+
+    def failed(self, why: str) -> None: ...
+
+    def frozen(self) -> None: ...
+
+
+class _PrimaryWatch(_Watch):
+    def __init__(self, members: ReplicaSet) -> None:
+        super().__init__(members, members.primary)
+        self.first_look = asyncio.Event()
+        self._system_identifier = 0
+
+    async def connected(self, connection: _Connection) -> None:
+        self._system_identifier = await self._system(connection)
+        timeline, page, segment = await self._rows(connection, queries.PRIMARY_LOG)
+        if not timeline:
+            raise _Unusable("it is a standby")
+        known = self.members.identity
+        if known.system == self._system_identifier and timeline < known.timeline:
+            raise _Unusable(f"it is on timeline {timeline}, which ended when timeline {known.timeline} began")
+        self.members.learn_identity(self._system_identifier, timeline, Layout(page, segment))
+
+    async def ask(self, connection: _Connection) -> None:
+        floors = {replica.alias: replica.floor for replica in self.members.replicas.values()}
+        when = time.monotonic()
+        in_recovery, lsn = await self._rows(connection, queries.PRIMARY_STATE)
+        if in_recovery:
+            raise _Unusable("it is a standby")
+        self.members.primary_at(parse_lsn(lsn), when, floors)
+        self.first_look.set()
+
+    def failed(self, why: str) -> None:
+        self.members.primary_failed(why)
+        self.first_look.set()
+
+    def frozen(self) -> None:
+        self.failed(f"it did not answer within {self.members.config.read_deadline:g} s")
+
+
+class _ReplicaWatch(_Watch):
+    def __init__(self, members: ReplicaSet, replica: Replica, primary: _PrimaryWatch) -> None:
+        super().__init__(members, replica.alias)
+        self.replica = replica
+        self.primary = primary
+        self._was_away = False
+
+    async def run(self) -> None:
+        # A replica is judged by the primary's position: that one first, unless it does not answer.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.primary.first_look.wait(), self.members.config.read_deadline)
+        await super().run()
+
+    async def connected(self, connection: _Connection) -> None:
+        if self._was_away:
+            self.replica.up_since = time.monotonic()
+            self._was_away = False
+        system = await self._system(connection)
+        known = self.members.identity
+        if not known.timeline:  # the primary was never seen: its replica knows as much
+            row = await self._rows(connection, "SELECT timeline_id FROM pg_control_checkpoint()")
+            self.members.learn_identity(system, row[0], Layout())
+        elif system and known.system and system != known.system:
+            raise _Unusable(f"it belongs to cluster {system}, its primary to cluster {known.system}")
+
+    async def ask(self, connection: _Connection) -> None:
+        begun = time.monotonic()
+        in_recovery, lsn, own_lag = await self._rows(connection, queries.REPLICA_STATE)
+        if not in_recovery:
+            raise _Unusable("it was promoted: it is a primary now")
+        latency = time.monotonic() - begun
+        self.members.replica_at(self.replica, parse_lsn(lsn), own_lag=own_lag, latency=latency)
+        self._looked()
+
+    def failed(self, why: str) -> None:
+        self._was_away = True
+        self.members.replica_out(self.replica, why, forget=True)
+        self._looked()
+
+    def frozen(self) -> None:
+        self.failed(f"it did not answer within {self.members.config.read_deadline:g} s")
+        sockets.shut_down(self.alias)
+
+    def _looked(self) -> None:
+        from django_scaledb.routing.replicas import UNKNOWN
+
+        if all(r.why_out != UNKNOWN for r in self.members.replicas.values()):
+            self.members.ready.set()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def parameters(alias: str) -> dict[str, Any]:
+    """How Django connects to `alias`, less what is only for its own connections."""
+    from django.db import connections
+
+    wrapper = connections.create_connection(alias)
+    found = wrapper.get_connection_params()
+    for name in ("cursor_factory", "context", "prepare_threshold"):
+        found.pop(name, None)
+    found.update(
+        autocommit=True,
+        prepare_threshold=None,
+        connect_timeout=2,
+        application_name="django_scaledb monitor",
+    )
+    return found
+
+
+_monitor: Monitor | None = None
+_lock = threading.Lock()
+#: What a child inherited from its parent, never used nor closed: the sockets are the parent's.
+_inherited: list[object] = []
+
+
+def watch(members: ReplicaSet) -> None:
+    """Look after `members` from now on, in a thread that all sets of this process share."""
+    global _monitor
+    with _lock:
+        if _monitor is None:
+            _monitor = Monitor()
+            _monitor.start()
+        _monitor.watch(members)
+
+
+def stop() -> None:
+    """End the thread, if there is one; the next routed read starts another."""
+    global _monitor
+    with _lock:
+        running, _monitor = _monitor, None
+    if running is not None:
+        running.stop()
+
+
+def abandon() -> None:
+    """In a forked child: the thread stayed with the parent."""
+    global _lock, _monitor
+    _lock = threading.Lock()
+    _inherited.append(_monitor)
+    _monitor = None
+    sockets.abandon()
+
+
+def is_running() -> bool:
+    return _monitor is not None

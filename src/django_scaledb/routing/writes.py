@@ -1,0 +1,262 @@
+"""Recognises writes on a primary's connection, and learns the log position behind each.
+
+The position must be taken AFTER the commit (replay passes one taken before it while the rows are not yet
+visible), and from `pg_current_wal_insert_lsn()` (with ``synchronous_commit = off`` the written and the
+flushed position are too low). It is asked for in the same message as the COMMIT, so that it costs no round
+trip:
+
+- a transaction that may have written ends with ``COMMIT; SELECT pg_current_wal_insert_lsn()``;
+- one whose statements only read, as far as their text tells, is also asked whether it has a transaction id,
+  so that a view or an operator that writes is not missed, and a transaction that only read is no write;
+- a single statement in autocommit mode is sent as ``BEGIN; statement; COMMIT; SELECT ...``. Should
+  PostgreSQL find fault with its text, it is sent again by itself, so that the error's position is right.
+
+What must not stand in a transaction block (COPY, DO, CALL, DDL, several statements) is run as it is, and the
+position fetched after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import generators
+from psycopg.pq import ExecStatus, TransactionStatus
+
+from django_scaledb.routing import queries, state
+from django_scaledb.routing.statements import Kind, classify
+from django_scaledb.routing.token import UNREACHABLE, Layout, Position, parse_lsn, reachable
+
+if TYPE_CHECKING:
+    from django_scaledb.routing.replicas import ReplicaSet
+
+_POSITION = "SELECT pg_current_wal_insert_lsn()"
+_HAS_WRITTEN = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
+_COMMIT = f"COMMIT;{_POSITION}"
+_ASK_AND_COMMIT = f"{_HAS_WRITTEN};{_COMMIT}"
+#: A process whose monitor does not run asks again whose log it writes to, at most so often, in seconds.
+_IDENTITY_AGE = 1.0
+
+_HARMLESS = frozenset([Kind.READ, Kind.NEUTRAL])
+
+
+class WriteTracker:
+    """Of one primary's connection: whether its transaction may have written, and what follows from that."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self.wrapper = wrapper
+        #: The open transaction ran something that is not plainly a read.
+        self.in_doubt = False
+        #: It certainly wrote.
+        self.certain = False
+        self._connected_at = 0.0
+
+    @property
+    def members(self) -> ReplicaSet:
+        found: ReplicaSet = self.wrapper.routing_set
+        return found
+
+    def connected(self) -> None:
+        self._connected_at = time.monotonic()
+        self.forget()
+
+    def forget(self) -> None:
+        """The transaction is over."""
+        self.in_doubt = self.certain = False
+
+    # -- statements
+
+    def execute(
+        self, cursor: Any, run: Callable[..., Any], query: Any, params: Any, options: dict[str, Any]
+    ) -> Any:
+        """Run `query` on `cursor`, whose own method is `run`."""
+        kind = classify(query if isinstance(query, str) else _text(query, cursor))
+        if kind is Kind.READ:
+            return run(query, params, **options)
+        connection = cursor.connection
+        if not self._is_autocommit(connection):
+            try:
+                return run(query, params, **options)
+            finally:
+                self._within_transaction(kind, connection)
+        if kind in (Kind.WRITE, Kind.MAYBE):
+            if isinstance(cursor, psycopg.ClientCursor) and not options:
+                return self._in_one_message(cursor, run, query, params, ask=kind is Kind.MAYBE)
+            result = run(query, params, **options)
+            self._fetch_position(connection)
+            return result
+        result = run(query, params, **options)
+        if kind is Kind.UNKNOWN:
+            self._after_unknown(connection)
+        elif kind is Kind.CONTROL:
+            self._after_control(connection)
+        return result
+
+    def executemany(self, cursor: Any, run: Callable[..., Any], query: Any, params: Any, options: Any) -> Any:
+        kind = classify(query if isinstance(query, str) else _text(query, cursor))
+        result = run(query, params, **options)
+        self.after(kind, cursor.connection)
+        return result
+
+    @contextmanager
+    def around(self, cursor: Any, query: Any) -> Iterator[None]:
+        """For what takes its time: COPY, a result that is streamed."""
+        kind = classify(query if isinstance(query, str) else _text(query, cursor))
+        try:
+            yield
+        finally:
+            if not cursor.connection.closed:
+                self.after(kind, cursor.connection)
+
+    def after(self, kind: Kind, connection: Any) -> None:
+        """A statement of this kind was run."""
+        if not self._is_autocommit(connection):
+            self._within_transaction(kind, connection)
+        elif kind not in _HARMLESS:
+            self._after_unknown(connection)
+
+    def _is_autocommit(self, connection: Any) -> bool:
+        return bool(connection.autocommit) and connection.pgconn.transaction_status == TransactionStatus.IDLE
+
+    def _within_transaction(self, kind: Kind, connection: Any) -> None:
+        if kind is Kind.CONTROL:
+            self._after_control(connection)
+        elif kind not in _HARMLESS:
+            self.in_doubt = True
+            if kind is Kind.WRITE:
+                self.certain = True
+            elif kind is Kind.UNKNOWN:
+                self._after_unknown(connection)
+
+    def _after_unknown(self, connection: Any) -> None:
+        """Something ran that may have written, and may have ended a transaction too."""
+        self._follow_transaction(connection)
+        if connection.pgconn.transaction_status == TransactionStatus.IDLE:
+            self._fetch_position(connection)
+
+    def _after_control(self, connection: Any) -> None:
+        """BEGIN, COMMIT and their kin, written by hand."""
+        doubtful = self.in_doubt
+        self._follow_transaction(connection)
+        if connection.pgconn.transaction_status == TransactionStatus.IDLE:
+            if doubtful:
+                self._fetch_position(connection)
+            self.forget()
+
+    def _follow_transaction(self, connection: Any) -> None:
+        """Reads of this thread go to the primary while a transaction is open that was begun by hand."""
+        self.wrapper.routing_transaction(
+            not connection.autocommit or connection.pgconn.transaction_status != TransactionStatus.IDLE
+        )
+
+    # -- messages
+
+    def commit(self, connection: Any) -> bool:
+        """Commit and learn the position; False when there is nothing of ours to do, and nothing was done."""
+        if connection.pgconn.transaction_status != TransactionStatus.INTRANS or connection._num_transactions:
+            self.forget()
+            return False
+        if connection.pgconn.parameter_status(b"in_hot_standby") == b"on":
+            return False
+        ask = not self.certain
+        try:
+            results = _run(connection, _ASK_AND_COMMIT if ask else _COMMIT)
+        finally:
+            self.forget()
+        if not ask or results[0].get_value(0, 0) == b"t":
+            self._arrived(connection, results[-1])
+        return True
+
+    def _in_one_message(
+        self, cursor: Any, run: Callable[..., Any], query: Any, params: Any, *, ask: bool
+    ) -> Any:
+        connection = cursor.connection
+        text = _text(query, cursor) if params is None else cursor.mogrify(query, params)
+        asking = f";{_HAS_WRITTEN}" if ask else ""
+        try:
+            result = run(f"BEGIN;{text.rstrip().rstrip(';')}\n{asking};{_COMMIT}")
+        except psycopg.Error as error:
+            if connection.closed:
+                raise
+            connection.rollback()
+            if error.diag.statement_position is None:
+                raise
+            result = run(query, params)
+            self._fetch_position(connection)
+            return result
+        results = cursor._results
+        if not ask or results[-3].get_value(0, 0) == b"t":
+            self._arrived(connection, results[-1])
+        # What the caller asked for is the only result.
+        del results[0], results[1:]
+        cursor._select_current_result(0)
+        return result
+
+    def _fetch_position(self, connection: Any) -> None:
+        """Ask for the position by itself; a failure must not look like a failure of the write."""
+        try:
+            results = _run(connection, _POSITION)
+        except psycopg.Error:
+            self._advance(UNREACHABLE)
+        else:
+            self._arrived(connection, results[0])
+
+    def _arrived(self, connection: Any, result: Any) -> None:
+        value = result.get_value(0, 0) if result.status == ExecStatus.TUPLES_OK else None
+        if value is None:
+            self._advance(UNREACHABLE)
+            return
+        members = self.members
+        known_at = members.identity_known_at
+        if not members.identity.timeline or (
+            self._connected_at > known_at + _IDENTITY_AGE and members.primary_seen_at < self._connected_at
+        ):
+            self._learn_identity(connection)
+        self._advance(reachable(parse_lsn(value.decode()), members.identity.layout))
+
+    def _advance(self, lsn: int) -> None:
+        identity = self.members.identity
+        position = Position(identity.system, identity.timeline, lsn)
+        state.frame().scope.advance(position, written=True)
+
+    def _learn_identity(self, connection: Any) -> None:
+        """Whose log this is. Once a second at most, and only where no monitor knows."""
+        try:
+            log = _run(connection, queries.PRIMARY_LOG)[0]
+            try:
+                system = int(_run(connection, queries.SYSTEM)[0].get_value(0, 0))
+            except psycopg.errors.InsufficientPrivilege:
+                system = 0
+        except psycopg.Error:
+            return
+        timeline, page, segment = (int(log.get_value(0, column)) for column in range(3))
+        if timeline:
+            self.members.learn_identity(system, timeline, Layout(page, segment))
+
+
+def _run(connection: Any, query: str) -> Any:
+    """Send `query` as it is, with no transaction begun for it; its results. Raises what PostgreSQL
+    reports."""
+
+    def generator() -> Generator[Any, Any, Any]:
+        connection.pgconn.send_query(query.encode())
+        return (yield from generators.execute(connection.pgconn))
+
+    with connection.lock:
+        results = connection.wait(generator())
+    for result in results:
+        if result.status == ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result)
+    return results
+
+
+def _text(query: Any, cursor: Any) -> str:
+    if isinstance(query, str):
+        return query
+    if isinstance(query, bytes):
+        return query.decode()
+    text: str = query.as_string(cursor)
+    return text

@@ -1,0 +1,292 @@
+"""Between requests: what a browser wrote it reads, whoever serves it; the others read replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model, login
+from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
+from django.db import connections, transaction
+from django.dispatch import Signal
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.test import AsyncClient, Client, override_settings
+from django.urls import path
+
+from django_scaledb.routing import current_token, state, use_replica, use_token
+from django_scaledb.routing.middleware import COOKIE, HEADER
+from django_scaledb.testing import Cluster
+from tests.routing import eventually, migrate, routed
+from tests.testapp.models import Account
+
+pytestmark = pytest.mark.cluster
+
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django_scaledb.routing.ReadYourWritesMiddleware",
+]
+
+
+def where() -> str:
+    return Account.objects.all().db
+
+
+def write(request: HttpRequest) -> HttpResponse:
+    found = Account.objects.create(name="by a request")
+    return JsonResponse({"pk": found.pk, "db": where(), "seen": Account.objects.filter(pk=found.pk).exists()})
+
+
+def read(request: HttpRequest) -> HttpResponse:
+    return JsonResponse({"db": where()})
+
+
+def session(request: HttpRequest) -> HttpResponse:
+    request.session["n"] = request.session.get("n", 0) + 1
+    return JsonResponse({"db": where()})
+
+
+def enter(request: HttpRequest) -> HttpResponse:
+    login(request, User.objects.using("default").get(username="ann"))
+    return HttpResponse()
+
+
+def who(request: HttpRequest) -> HttpResponse:
+    return JsonResponse({"user": request.user.get_username(), "db": where()})
+
+
+def stream(request: HttpRequest) -> HttpResponse:
+    Account.objects.create(name="before the stream")
+    return StreamingHttpResponse(where() + " " for _ in range(3))
+
+
+async def awrite(request: HttpRequest) -> HttpResponse:
+    async def child() -> None:
+        await Account.objects.acreate(name="by a child task")
+
+    await asyncio.gather(*(asyncio.create_task(child()) for _ in range(2)))
+    return JsonResponse({"db": await sync_to_async(where)()})
+
+
+async def astream(request: HttpRequest) -> HttpResponse:
+    await Account.objects.acreate(name="before the stream")
+
+    async def pieces():
+        for _ in range(3):
+            yield (await sync_to_async(where)()) + " "
+
+    return StreamingHttpResponse(pieces())
+
+
+views = [write, read, session, enter, who, stream, awrite, astream]
+urlpatterns = [path(f"{view.__name__}/", view) for view in views]
+
+
+@pytest.fixture(scope="module")
+def cluster(django_db_setup, django_db_blocker) -> Iterator[Cluster]:
+    with Cluster(1) as cluster, django_db_blocker.unblock():
+        migrate(cluster)
+        with routed(cluster):
+            get_user_model().objects.create_user("ann", password="x")
+        cluster.wait_for_catchup()
+        cluster.standbys[0].set_lag(3)
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _project(cluster: Cluster) -> Iterator[None]:
+    with (
+        routed(cluster, MAX_LAG=60),
+        override_settings(
+            ROOT_URLCONF=__name__,
+            MIDDLEWARE=MIDDLEWARE,
+            SESSION_ENGINE="django.contrib.sessions.backends.db",
+            ALLOWED_HOSTS=["*"],
+        ),
+    ):
+        state.thread.frame = state.Frame(state.Scope())
+        state.current.set(None)
+        eventually(lambda: where() == "replica1", 5)
+        yield
+
+
+def get(client: Client, name: str, **headers: str) -> dict:
+    return json.loads(client.get(f"/{name}/", headers=headers).content)
+
+
+def test_the_writer_reads_the_primary_until_the_write_has_arrived_and_others_the_replica() -> None:
+    browser, another = Client(), Client()
+
+    assert get(browser, "write") | {"pk": 0} == {"pk": 0, "db": "default", "seen": True}
+    assert get(browser, "read") == {"db": "default"}
+    assert get(another, "read") == {"db": "replica1"}
+    assert get(browser, "read") == {"db": "default"}
+    assert where() == "replica1", "this thread, outside of any request"
+    eventually(lambda: get(browser, "read") == {"db": "replica1"}, 5)
+
+
+def test_one_cookie_and_only_after_a_write() -> None:
+    browser = Client()
+    assert COOKIE not in browser.get("/read/").cookies
+    cookie = browser.get("/write/").cookies[COOKIE]
+    assert cookie["httponly"]
+    assert cookie["samesite"] == "Lax"
+    assert 0 < cookie["max-age"] <= 3600
+    assert COOKIE not in browser.get("/read/").cookies
+
+
+def test_a_forged_cookie_is_ignored() -> None:
+    browser = Client()
+    browser.get("/write/")
+    signed = browser.cookies[COOKIE].value
+    for forged in ("1-ff.1.ffffffff", signed[:-1] + "x", signed.replace(":", "0:", 1), "x" * 5000):
+        browser.cookies[COOKIE] = forged
+        assert get(browser, "read") == {"db": "replica1"}
+
+
+def test_a_client_without_cookies_sends_the_header() -> None:
+    token = Client().get("/write/").headers[HEADER]
+    assert get(Client(), "read") == {"db": "replica1"}
+    assert get(Client(), "read", **{HEADER: token}) == {"db": "default"}
+
+
+def test_a_login_is_seen_at_once() -> None:
+    browser = Client()
+    browser.get("/enter/")
+    assert get(browser, "who")["user"] == "ann"
+    assert Session.objects.all().db == "default"
+
+
+def test_a_session_saved_after_the_middleware_pins_nobody() -> None:
+    browser = Client()
+    assert get(browser, "session") == {"db": "replica1"}
+    assert COOKIE not in browser.cookies
+    assert where() == "replica1"
+    assert get(browser, "session") == {"db": "replica1"}
+
+
+def test_a_stream_is_made_after_what_its_request_wrote() -> None:
+    assert b"".join(Client().get("/stream/").streaming_content).split() == [b"default"] * 3
+    assert where() == "replica1"
+
+
+def test_asynchronous_views_and_streams() -> None:
+    async def run() -> list[object]:
+        client = AsyncClient()
+        first = await client.get("/awrite/")
+        second = await client.get("/read/")
+        other = await AsyncClient().get("/read/")
+        streamed = await AsyncClient().get("/astream/")
+        pieces = [piece async for piece in streamed.streaming_content]
+        return [json.loads(r.content)["db"] for r in (first, second, other)] + [b"".join(pieces).split()]
+
+    assert asyncio.run(run()) == ["default", "default", "replica1", [b"default"] * 3]
+
+
+def test_celery_carries_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    headers: dict[str, object] = {}
+    signals = ModuleType("celery.signals")
+    for name in ("before_task_publish", "task_prerun", "task_postrun"):
+        setattr(signals, name, Signal())
+    monkeypatch.setitem(sys.modules, "celery", ModuleType("celery"))
+    monkeypatch.setitem(sys.modules, "celery.signals", signals)
+    celery = import_module("django_scaledb.contrib.celery")
+    celery.install()
+    with use_token(""):
+        Account.objects.create(name="a")
+        signals.before_task_publish.send(None, headers=headers)
+    json.dumps(headers)
+    state.current.set(None)
+    state.thread.frame = state.Frame(state.Scope())
+    task = SimpleNamespace(request=SimpleNamespace(**headers))
+    signals.task_prerun.send(None, task_id="1", task=task)
+    assert where() == "default"
+    signals.task_postrun.send(None, task_id="1", task=task)
+    assert where() == "replica1"
+
+
+PAIRS = [
+    pytest.param(2_000, id="2,000"),
+    pytest.param(100_000, id="100,000", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("pairs", PAIRS)
+def test_random_pairs_of_a_write_and_a_read(cluster: Cluster, pairs: int) -> None:
+    """Over threads and tasks, while the lag changes from 0 to 3 s: none reads older than it wrote."""
+    pks = [a.pk for a in Account.objects.bulk_create(Account(name="0") for _ in range(64))]
+    stale: list[object] = []
+    served = {"default": 0, "replica1": 0}
+    ended = threading.Event()
+    begun = time.monotonic()
+
+    def pair(rng: random.Random, pk: int) -> None:
+        value = str(rng.random())
+        kind = rng.randrange(4)
+        if kind == 0:
+            Account.objects.filter(pk=pk).update(name=value)
+        elif kind == 1:
+            Account(pk=pk, name=value).save(force_update=True)
+        elif kind == 2:
+            with transaction.atomic():
+                Account.objects.filter(pk=pk).update(name=value)
+        else:
+            with connections["default"].cursor() as cursor:
+                cursor.execute("UPDATE testapp_account SET name = %s WHERE id = %s", [value, pk])
+        for _ in range(rng.randrange(1, 4)):
+            with use_replica():
+                found = Account.objects.get(pk=pk)
+            served[found._state.db] += 1
+            if found.name != value:
+                stale.append((pk, value, found.name, current_token()))
+            if rng.random() < 0.02:
+                time.sleep(rng.random() * 0.05)
+
+    def thread(seed: int) -> None:
+        rng = random.Random(seed)
+        try:
+            for _ in range(pairs // 16):
+                pair(rng, pks[seed])
+        finally:
+            connections.close_all()
+
+    async def tasks() -> None:
+        async def one(seed: int) -> None:
+            rng = random.Random(seed)
+            for _ in range(pairs // 16):
+                await sync_to_async(pair)(rng, pks[seed])
+
+        await asyncio.gather(*(one(seed) for seed in range(8, 16)))
+
+    def vary() -> None:
+        rng = random.Random(0)
+        while not ended.wait(0.7):
+            cluster.standbys[0].set_lag(rng.choice([0, 0, 0, 0.05, 0.5, 3]))
+
+    varying = threading.Thread(target=vary)
+    varying.start()
+    try:
+        with ThreadPoolExecutor(9) as executor:
+            futures = [executor.submit(thread, seed) for seed in range(8)]
+            futures.append(executor.submit(asyncio.run, tasks()))
+            for future in futures:
+                future.result()
+    finally:
+        ended.set()
+        varying.join()
+        cluster.standbys[0].set_lag(3)
+    took = time.monotonic() - begun
+    print(f"\n{pairs} pairs in {took:.0f} s, read from {served}, {len(stale)} stale")
+    assert stale == []
+    assert served["replica1"]
