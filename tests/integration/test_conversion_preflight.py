@@ -56,8 +56,6 @@ OBSTACLES = {
         "'k' sets the partition key",
         "default",
     ),
-        "infinity",
-        "a date",
 }
 
 
