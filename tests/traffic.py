@@ -56,7 +56,8 @@ INSERT INTO shop_order (customer_id, owner, slot, total, note, placed_at)
 SELECT 1 + i % 100, 0, i, i % 100, md5(i::text), now() - (i % 1000) * interval '1 day' - i * interval '1 ms'
 FROM generate_series(1, {rows}) i;
 CREATE VIEW dear AS SELECT id, total, placed_at FROM shop_order WHERE total > 90;
-CREATE FUNCTION seen() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NEW.note := NEW.note || '.'; RETURN NEW; END$$;
+CREATE FUNCTION seen() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NEW.note := NEW.note || '.'; RETURN NEW;
+    END$$;
 CREATE TRIGGER seen BEFORE UPDATE OF slot ON shop_order FOR EACH ROW EXECUTE FUNCTION seen();
 COMMENT ON TABLE shop_order IS 'orders';
 GRANT SELECT ON shop_order TO PUBLIC;
@@ -124,7 +125,7 @@ class Client(threading.Thread):
                 begun = time.monotonic()
                 try:
                     self.act()
-                except Exception as error:  # noqa: BLE001  # every error of a client counts
+                except Exception as error:  # every error of a client counts
                     self.errors.append(f"{type(error).__name__}: {error}"[:300])
                     time.sleep(0.05)
                 self.count += 1

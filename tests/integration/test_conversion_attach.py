@@ -67,7 +67,8 @@ def leftovers(project: Project) -> list[str]:
         for row in project.query(
             "SELECT 'relation ' || relname FROM pg_class WHERE relname ~ '_scaledb_|_new|_old' "
             "AND relname !~ '^django_scaledb_' "
-            "UNION ALL SELECT 'constraint ' || conname FROM pg_constraint WHERE conname ~ 'scaledb_(bounds|sync)' "
+            "UNION ALL SELECT 'constraint ' || conname FROM pg_constraint WHERE conname ~ "
+            "'scaledb_(bounds|sync)' "
             "UNION ALL SELECT 'trigger ' || tgname FROM pg_trigger WHERE tgname ~ 'scaledb' "
             "UNION ALL SELECT 'function ' || proname FROM pg_proc WHERE proname ~ 'scaledb'"
         )

@@ -46,9 +46,11 @@ ALTER TABLE shop_order ADD COLUMN doubled int GENERATED ALWAYS AS (total * 2) ST
 ALTER TABLE shop_order ADD COLUMN number serial;
 ALTER TABLE shop_order ALTER note SET STORAGE EXTERNAL, ALTER note SET STATISTICS 77,
     ALTER total SET (n_distinct = 42), ALTER note SET COMPRESSION pglz;
-ALTER TABLE shop_order SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_enabled = false);
+ALTER TABLE shop_order SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05,
+    toast.autovacuum_enabled = false);
 ALTER TABLE shop_order ADD CONSTRAINT total_positive CHECK (total >= 0);
-ALTER TABLE shop_order ADD CONSTRAINT once UNIQUE (customer_id, placed_at) INCLUDE (total) WITH (fillfactor = 80)
+ALTER TABLE shop_order ADD CONSTRAINT once UNIQUE (customer_id, placed_at) INCLUDE (total) WITH (fillfactor
+    = 80)
     DEFERRABLE INITIALLY DEFERRED;
 CREATE INDEX partly ON shop_order (total) WHERE total > 5;
 CREATE INDEX lowered ON shop_order (lower(note) text_pattern_ops DESC, "Odd %{} name") INCLUDE (total)
@@ -71,23 +73,28 @@ ALTER DEFAULT PRIVILEGES GRANT DELETE ON TABLES TO reader;
 GRANT USAGE ON SEQUENCE shop_order_id_seq TO reader;
 COMMENT ON SEQUENCE shop_order_id_seq IS 'numbers of orders';
 ALTER SEQUENCE shop_order_id_seq INCREMENT 2 CACHE 3;
-CREATE POLICY own ON shop_order AS RESTRICTIVE FOR UPDATE TO reader, writer USING (total < 100) WITH CHECK (total < 50);
+CREATE POLICY own ON shop_order AS RESTRICTIVE FOR UPDATE TO reader, writer USING (total < 100) WITH CHECK
+    (total < 50);
 CREATE POLICY everyone ON shop_order USING (true);
 COMMENT ON POLICY own ON shop_order IS 'only small ones';
 ALTER TABLE shop_order ENABLE ROW LEVEL SECURITY;
 CREATE FUNCTION touched() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
-CREATE TRIGGER touch BEFORE UPDATE OF note ON shop_order FOR EACH ROW WHEN (OLD.note <> NEW.note) EXECUTE FUNCTION touched();
-CREATE TRIGGER told AFTER INSERT ON shop_order REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION touched();
+CREATE TRIGGER touch BEFORE UPDATE OF note ON shop_order FOR EACH ROW WHEN (OLD.note <> NEW.note) EXECUTE
+    FUNCTION touched();
+CREATE TRIGGER told AFTER INSERT ON shop_order REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE
+    FUNCTION touched();
 CREATE TRIGGER asleep AFTER DELETE ON shop_order FOR EACH ROW EXECUTE FUNCTION touched();
 ALTER TABLE shop_order DISABLE TRIGGER asleep;
 COMMENT ON TRIGGER touch ON shop_order IS 'touches';
-CREATE VIEW elsewhere.big WITH (security_barrier = true) AS SELECT o.*, o.total * 2 AS twice FROM shop_order o WHERE total > 10;
+CREATE VIEW elsewhere.big WITH (security_barrier = true) AS SELECT o.*, o.total * 2 AS twice FROM
+    shop_order o WHERE total > 10;
 CREATE VIEW bigger AS SELECT * FROM elsewhere.big WHERE total > 20;
 GRANT SELECT ON elsewhere.big TO reader;
 COMMENT ON VIEW elsewhere.big IS 'big orders';
 ALTER TABLE shop_order REPLICA IDENTITY FULL;
 INSERT INTO shop_customer (name) VALUES ('c');
-INSERT INTO shop_order (customer_id, total, note, placed_at) SELECT 1, i, i, now() - i * interval '6 h' FROM generate_series(1, 500) i;
+INSERT INTO shop_order (customer_id, total, note, placed_at) SELECT 1, i, i, now() - i * interval '6 h'
+    FROM generate_series(1, 500) i;
 """
 # One property after the other, taken away on purpose: the comparison must tell.
 DROPPED = {
@@ -116,7 +123,8 @@ DROPPED = {
     "views": "DROP VIEW bigger, elsewhere.big",
     "publications": "ALTER PUBLICATION changes DROP TABLE shop_order",
     "replica_identity": "ALTER TABLE shop_order REPLICA IDENTITY DEFAULT",
-    "constraints: foreign key": "DO $$ BEGIN EXECUTE (SELECT format('ALTER TABLE shop_order DROP CONSTRAINT %I', "
+    "constraints: foreign key": "DO $$ BEGIN EXECUTE (SELECT format('ALTER TABLE shop_order DROP "
+    "CONSTRAINT %I', "
     "conname) FROM pg_constraint WHERE contype = 'f' AND conrelid = 'shop_order'::regclass); END $$",
     "primary key": "ALTER TABLE shop_order DROP CONSTRAINT shop_order_pkey",
 }

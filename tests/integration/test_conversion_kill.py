@@ -20,12 +20,15 @@ from tests.traffic import PARTITIONED_ORDERS, Traffic
 ROWS = 20_000
 COMMAND = ("convert_to_partitioned", "shop.Order")
 EVERYTHING = """
-    SELECT 'table ' || relname || ' ' || relkind::text FROM pg_class c WHERE relnamespace = 'public'::regnamespace
+    SELECT 'table ' || relname || ' ' || relkind::text FROM pg_class c WHERE relnamespace =
+        'public'::regnamespace
         AND relname !~ '^django_' AND relkind IN ('r', 'p', 'i', 'I', 'S', 'v')
     UNION ALL SELECT 'constraint ' || conname || pg_get_constraintdef(oid) FROM pg_constraint
         WHERE conrelid = 'shop_order'::regclass
-    UNION ALL SELECT 'trigger ' || tgname FROM pg_trigger WHERE tgrelid = 'shop_order'::regclass AND NOT tgisinternal
-    UNION ALL SELECT 'function ' || proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1
+    UNION ALL SELECT 'trigger ' || tgname FROM pg_trigger WHERE tgrelid = 'shop_order'::regclass AND NOT
+        tgisinternal
+    UNION ALL SELECT 'function ' || proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER
+        BY 1
 """
 
 

@@ -6,6 +6,7 @@ import itertools
 import time
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from django_scaledb.testing import Cluster
@@ -71,3 +72,38 @@ def test_clients_of_both_kinds_notice_nothing(tmp_path, server, strategy):
     check(project, seen, rows)
     # The machine that runs this may be busy with something else; the benchmark measures the stall.
     assert max(one["longest"] for one in seen) < 2
+
+
+def test_an_attached_partition_is_split_by_period_while_clients_go_on(tmp_path, server):
+    rows = 20_000
+    project = prepare(tmp_path, server, rows)
+    project.execute("ALTER TABLE shop_order SET (fillfactor = 90)")
+    project.models(PARTITIONED_ORDERS)
+    project.manage("makemigrations", "shop")
+    project.manage("convert_to_partitioned", "shop.Order")
+    project.manage("migrate", "-v", "0")
+    traffic = Traffic(project, 4, 2, 100)
+    assert "DETACH" not in project.manage("create_partitions", "shop.Order", "--split", "--dry-run")
+    # Somebody is in the way behind the copying; then it is taken back, and done again.
+    with psycopg.connect(project.node.conninfo(dbname=project.database)) as blocker:
+        blocker.execute("LOCK TABLE shop_customer IN ROW EXCLUSIVE MODE")
+        project.manage("create_partitions", "shop.Order", "--split", "--deadline", "0.3", fails=True)
+    project.manage("convert_to_partitioned", "shop.Order", "--abort", "--deadline", "60")
+    assert project.query("SELECT count(*) FROM pg_class WHERE relname ~ 'shop_order_(new|y2024)'") == [(0,)]
+    assert "is split" in project.manage("create_partitions", "shop.Order", "--split", "--deadline", "60")
+    check(project, [traffic.stop()], rows)
+    assert project.query("SELECT to_regclass('shop_order_start')::text") == [(None,)]
+    bounds = project.query(
+        "SELECT pg_get_expr(relpartbound, oid), reloptions FROM pg_class WHERE relispartition AND "
+        "relkind = 'r'"
+    )
+    assert not any("MINVALUE" in bound for bound, _ in bounds)
+    assert len(bounds) > 10
+    assert all(options == ["fillfactor=90"] for _, options in bounds)
+    assert project.query(
+        "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND convalidated AND conrelid IN "
+        "(SELECT inhrelid FROM pg_inherits WHERE inhparent = 'shop_order'::regclass)"
+    ) == [(len(bounds),)]
+    assert "nothing to split" in project.manage("create_partitions", "shop.Order", "--split")
+    assert "No changes detected" in project.manage("makemigrations", "--check", "--dry-run")
+    project.manage("show_partitions", "--check")

@@ -1,5 +1,6 @@
 """Where the first partition ends."""
 
+# ruff: noqa: DTZ001  # made aware where they are used
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import TextIO, cast
 
@@ -70,12 +70,20 @@ class ConversionListener(Listener):
 
 
 def script(runner: Runner, strategy: Strategy | None, until: datetime | None) -> Iterator[str]:
-    """The statements that are left, each with its locks, in psql's syntax."""
+    """The statements of a conversion that are left, each with its locks, in psql's syntax."""
+    lines = list(_script(runner, runner.plan(strategy, until)))
+    yield from lines or ["-- nothing to do: the table is partitioned"]
+
+
+def split_script(runner: Runner) -> Iterator[str]:
+    """The statements of a split that are left."""
+    lines = list(_script(runner, runner.plan_split()))
+    yield from lines or ["-- nothing to split: each partition is one period"]
+
+
+def _script(runner: Runner, stages: Iterable[Stage]) -> Iterator[str]:
     timeout = runner.options.lock_timeout or settings.LOCK_TIMEOUT
-    connection = runner.connection
-    nothing = True
-    for stage in runner.plan(strategy, until):
-        nothing = False
+    for stage in stages:
         cost = stage.cost
         title = stage.step.summary if stage.step is not None else stage.name
         disk = str(filesizeformat(cost.disk)).replace("\N{NO-BREAK SPACE}", " ") if cost.disk else "nothing"
@@ -83,10 +91,9 @@ def script(runner: Runner, strategy: Strategy | None, until: datetime | None) ->
         yield f"-- reads {cost.scans}; takes about {duration(cost.seconds)}; more disk: {disk}"
         statements = stage.sample if stage.step is None else tuple(script_of_step(stage.step, timeout))
         for statement in statements:
-            yield script_text(Sent(statement.query.as_string(connection.connection), statement.locks))
+            text = statement.query.as_string(runner.connection.connection)
+            yield script_text(Sent(text, statement.locks))
         yield ""
-    if nothing:
-        yield "-- nothing to do: the table is partitioned"
 
 
 def status_text(status: Status) -> str:

@@ -182,7 +182,8 @@ class ConvertToPartitioned(ModelOperation):
             return
         if schema_editor.collect_sql:
             schema_editor.collected_sql.append(
-                f"-- {model._meta.db_table}: see manage.py convert_to_partitioned {model._meta.label} --dry-run"
+                f"-- {model._meta.db_table}: see manage.py convert_to_partitioned {model._meta.label} "
+                "--dry-run"
             )
             return
         migrate.convert(schema_editor.connection, model)

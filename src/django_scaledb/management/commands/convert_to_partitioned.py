@@ -17,7 +17,8 @@ from django_scaledb.partitions.conversion.status import look
 
 class Command(PartitionCommand):
     help = (
-        "Makes the table of a model that is a PartitionedModel now partitioned, while it is read and written. "
+        "Makes the table of a model that is a PartitionedModel now partitioned, while it is read and "
+        "written. "
         "Running it again goes on where it stopped; exits with 1 when something is in the way."
     )
 

@@ -139,6 +139,18 @@ def replica_identity(inventory: Inventory, table: TableName, names: Mapping[str,
     yield Statement(sql.SQL("ALTER TABLE {} REPLICA IDENTITY {}").format(table.sql, how))
 
 
+def partition_settings(inventory: Inventory, table: TableName) -> Iterator[Statement]:
+    """What a partitioned table cannot hand down to its partitions: storage parameters, targets, identity."""
+    if inventory.options:
+        yield Statement(
+            sql.SQL("ALTER TABLE {} SET ({})").format(table.sql, raw(", ".join(inventory.options)))
+        )
+    for column in inventory.columns:
+        yield from _column_settings(column, table)
+    if inventory.replica_identity in ("f", "n"):
+        yield from replica_identity(inventory, table, {})
+
+
 # -- sequences
 
 

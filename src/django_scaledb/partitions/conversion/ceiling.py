@@ -24,7 +24,8 @@ def first_end(config: PartitionConfig, now: datetime, greatest: Bound | None) ->
     """
     if isinstance(greatest, Unbounded):
         raise PlanError(
-            f"{config.label}: a row's {config.column} is infinity or beyond the year 9999; no period ends behind "
+            f"{config.label}: a row's {config.column} is infinity or beyond the year 9999; no period "
+            "ends behind "
             "it. Give such rows a date, or NULL in another column"
         )
     zone = config.period_zone
@@ -40,7 +41,8 @@ def chosen_end(config: PartitionConfig, now: datetime, greatest: Bound | None, u
     """`until`, as somebody asked for it; raises `PlanError` when rows lie, or soon would, above it."""
     if until <= config.on_key_axis(now) or (greatest is not None and greatest >= until):
         raise PlanError(
-            f"{config.label}: the first partition cannot end at {show(until)}, because rows lie above that, or "
+            f"{config.label}: the first partition cannot end at {show(until)}, because rows lie above "
+            "that, or "
             f"the time has come; leave --until out, or choose {show(first_end(config, now, greatest))}"
         )
     return until

@@ -41,15 +41,15 @@ def stages(job: Job, on_rows: OnRows) -> Iterator[Stage]:
     staging = job.names.staging_table
     if job.conversion.phase == Phase.PREPARING:
         if not job.exists(staging):
-            yield _create_staging(job)
+            yield create_staging(job)
         yield from _missing_partitions(job)
-        yield _begin_sync(job)
+        yield begin_sync(job)
         job.refresh()
     if job.dry_run or job.conversion.phase == Phase.COPYING:
-        yield _copy(job, on_rows)
-        yield from _empty_catch_all(job)
+        yield fill(job, on_rows)
+        yield from empty_catch_all(job)
         yield from _foreign_keys(job)
-        yield _verify(job)
+        yield verify(job)
         yield _swap(job)
         job.refresh()
     yield _mark(job)
@@ -58,7 +58,7 @@ def stages(job: Job, on_rows: OnRows) -> Iterator[Stage]:
 # -- beside the table
 
 
-def _create_staging(job: Job) -> Stage:
+def create_staging(job: Job) -> Stage:
     names = job.names
     staging = names.staging_table
     statements = [
@@ -74,35 +74,38 @@ def _create_staging(job: Job) -> Stage:
 
 def _missing_partitions(job: Job) -> Iterator[Stage]:
     """A partition for each period from the first row to those made ahead."""
-    parent = _staging_set(job)
-    ends = _ends(job)
+    parent = staging_set(job)
+    span = ends(job)
     spans = [plan(job.config, (), job.now, retire=False)]
-    if ends is not None:
-        spans.append(plan_span(job.config, (), *ends))
+    if span is not None:
+        spans.append(plan_span(job.config, (), *span))
     wanted = {a.range for span in spans for a in span.actions if isinstance(a, Create)}
     have = {p.range for p in parent.partitions(job.config)} if job.exists(parent.table) else set()
     for bounds in sorted(wanted - have, key=lambda r: str(r.lower)):
-        yield Stage("partitions", _create_partition(job, parent, bounds))
+        yield Stage("partitions", create_partition(job, parent, bounds))
 
 
-def _create_partition(job: Job, parent: PartitionSet, bounds: Range, moving: bool = False) -> Step:
+def create_partition(job: Job, parent: PartitionSet, bounds: Range, moving: bool = False) -> Step:
     table = TableName(parent.table.schema, _partition_name(job, bounds))
     rows: tuple[Statement, ...] = ()
     if moving:
         columns = [c.name for c in job.inventory.columns if not c.generated]
         rows = ddl.move_from_default(parent, table, bounds, job.config, columns, ())
-    return ddl.create(parent, job.config, bounds, table, moving=rows)
+    settings = tuple(carry.partition_settings(job.inventory, table))
+    return ddl.create(parent, job.config, bounds, table, moving=rows, beside=settings)
 
 
 def _partition_name(job: Job, bounds: Range) -> str:
     """The name that it is to have for good, after the table's own."""
     suffix = "_" + label(bounds.lower, job.config.interval, job.config.period_zone)
-    candidates = [fit(job.table.name, suffix + number) for number in ("", *(f"_{n}" for n in range(2, 50)))]
+    candidates = [
+        fit(job.conversion.table_name, suffix + number) for number in ("", *(f"_{n}" for n in range(2, 50)))
+    ]
     taken = inspection.taken_names(job.connection, job.table.schema, candidates)
     return next(name for name in candidates if name not in taken)
 
 
-def _staging_set(job: Job) -> PartitionSet:
+def staging_set(job: Job) -> PartitionSet:
     """The new table's partition set; made up in a dry run, which has none."""
     staging = job.names.staging_table
     [found] = catalog.read(job.connection, [f'{staging.schema}"."{staging.name}'])
@@ -123,11 +126,12 @@ def _staging_set(job: Job) -> PartitionSet:
     )
 
 
-def _ends(job: Job) -> tuple[datetime, datetime] | None:
+def ends(job: Job) -> tuple[datetime, datetime] | None:
     """The least and the greatest key, however long it takes to find them; None without rows."""
     key = sql.Identifier(job.config.column)
     query = sql.SQL(
-        "SELECT (SELECT {k}::text FROM {t} ORDER BY {k} LIMIT 1), (SELECT {k}::text FROM {t} ORDER BY {k} DESC LIMIT 1)"
+        "SELECT (SELECT {k}::text FROM {t} ORDER BY {k} LIMIT 1), (SELECT {k}::text FROM {t} ORDER BY "
+        "{k} DESC LIMIT 1)"
     ).format(k=key, t=job.table.sql)
     with catalog.pinned(job.connection) as cursor:
         cursor.execute(query.as_string(job.connection.connection))
@@ -137,13 +141,14 @@ def _ends(job: Job) -> tuple[datetime, datetime] | None:
     least, greatest = (moment_of(text, job.config.key_kind) for text in texts)
     if isinstance(least, Unbounded) or isinstance(greatest, Unbounded):
         raise DDLError(
-            f"{job.table} has rows whose {job.config.column} is infinite or out of the years 1 to 9999; give them "
+            f"{job.table} has rows whose {job.config.column} is infinite or out of the years 1 to 9999; "
+            "give them "
             "a date, for no period contains them"
         )
     return least, greatest
 
 
-def _begin_sync(job: Job) -> Stage:
+def begin_sync(job: Job) -> Stage:
     """From here on nothing can be written that the new table does not get."""
     statements = tuple(
         sync.create(job.inventory, job.names.function, job.table, job.names.staging_table, job.pk_columns)
@@ -157,7 +162,7 @@ def _begin_sync(job: Job) -> Stage:
     return Stage("sync", step, guard=job.unchanged(job.inventory))
 
 
-def _copy(job: Job, on_rows: OnRows) -> Stage:
+def fill(job: Job, on_rows: OnRows) -> Stage:
     source, target = job.table, job.names.staging_table
     filler = filling.Filler(job, source, target, on_rows)
 
@@ -171,7 +176,7 @@ def _copy(job: Job, on_rows: OnRows) -> Stage:
     return Stage("copy", work=work, sample=(filling.sample(job, source, target),), cost=cost)
 
 
-def _empty_catch_all(job: Job) -> Iterator[Stage]:
+def empty_catch_all(job: Job) -> Iterator[Stage]:
     """Give each row that found no partition one of its own."""
     if job.dry_run:
         return
@@ -189,15 +194,20 @@ def _empty_catch_all(job: Job) -> Iterator[Stage]:
         zone = job.config.period_zone
         start = job.config.interval.start_of(moment, zone)
         bounds = Range(start, job.config.interval.next(start, zone))
-        step = _create_partition(job, _staging_set(job), bounds, moving=True)
+        step = create_partition(job, staging_set(job), bounds, moving=True)
         yield Stage("partitions", step, bounded=False)
 
 
 def _foreign_keys(job: Job) -> Iterator[Stage]:
-    """NOT VALID and VALIDATE on each partition, which block nobody; the parent adopts them."""
+    yield from partition_foreign_keys(job)
+    yield from attach.foreign_keys(job, job.names.staging_table)
+
+
+def partition_foreign_keys(job: Job) -> Iterator[Stage]:
+    """NOT VALID and VALIDATE on each partition, which block nobody; the parent adopts them later."""
     if not job.inventory.foreign_keys:
         return
-    for member in _staging_set(job).members:
+    for member in staging_set(job).members:
         for key in job.inventory.foreign_keys:
             state = job.constraint_state(member.table, key.name)
             assert key.target is not None
@@ -219,17 +229,17 @@ def _foreign_keys(job: Job) -> Iterator[Stage]:
                 )
                 summary = f"validate the foreign key {key.name} of {member.table}"
                 yield Stage("foreign keys", Step(summary, (Statement(query, locks),)), bounded=False)
-    yield from attach.foreign_keys(job, job.names.staging_table)
 
 
-def _verify(job: Job) -> Stage:
+def verify(job: Job) -> Stage:
     source, target = job.table, job.names.staging_table
 
     def work() -> None:
         first, second = filling.compare(job, source, target)
         if first != second:
             raise DDLError(
-                f"{target} is not the same as {source}: {second[0]} rows (checksum {second[1]}) against {first[0]} "
+                f"{target} is not the same as {source}: {second[0]} rows (checksum {second[1]}) against "
+                f"{first[0]} "
                 f"({first[1]}). Nothing was swapped; take it back with --abort and begin again"
             )
 
@@ -251,7 +261,8 @@ def _swap(job: Job) -> Stage:
             job.inventory.constraints,
         ):
             raise DDLError(
-                f"{table} was altered since its rows began to be copied; take it back with --abort and begin again"
+                f"{table} was altered since its rows began to be copied; take it back with --abort and "
+                "begin again"
             )
         job.note(inventory=found.as_json())
         job.inventory = found
@@ -290,7 +301,7 @@ def _swap(job: Job) -> Stage:
 
 def _beside(job: Job) -> Iterator[Statement]:
     """What other features want on every partition; sooner, they would have seen rows that only moved."""
-    for member in _staging_set(job).members:
+    for member in staging_set(job).members:
         if member.table != job.names.catch_all_table:
             yield from hooks.on_create(job.connection, job.model, member.table)
 
@@ -320,7 +331,7 @@ def _mark(job: Job) -> Stage:
 def finish(job: Job) -> Stage:
     """Give up the way back: drop the trigger and the old table."""
     aside, table = job.names.aside_table, job.table
-    locks = (*_targets(job), Lock(aside, LockMode.ACCESS_EXCLUSIVE), Lock(table, LockMode.ACCESS_EXCLUSIVE))
+    locks = (*targets(job), Lock(aside, LockMode.ACCESS_EXCLUSIVE), Lock(table, LockMode.ACCESS_EXCLUSIVE))
     step = Step(
         f"drop {aside}, the table that {table} was",
         (
@@ -355,7 +366,7 @@ def abort(job: Job) -> Iterator[Stage]:
         return
     locks = [Lock(table, LockMode.ACCESS_EXCLUSIVE)]
     if job.exists(names.staging_table):
-        locks += [Lock(names.staging_table, LockMode.ACCESS_EXCLUSIVE), *_targets(job)]
+        locks += [Lock(names.staging_table, LockMode.ACCESS_EXCLUSIVE), *targets(job)]
     drop = sql.SQL("DROP TABLE IF EXISTS {}").format(names.staging_table.sql)
     yield Stage(
         "back",
@@ -371,6 +382,6 @@ def abort(job: Job) -> Iterator[Stage]:
     )
 
 
-def _targets(job: Job) -> list[Lock]:
+def targets(job: Job) -> list[Lock]:
     keys = job.inventory.foreign_keys
     return [Lock(TableName(*key.target), LockMode.ACCESS_EXCLUSIVE) for key in keys if key.target]

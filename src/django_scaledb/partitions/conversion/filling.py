@@ -41,7 +41,8 @@ def batch_query(job: Job, source: TableName, target: TableName, after: str | Non
     if after is not None:
         where = sql.SQL("WHERE {} > {} ").format(pk, sql.Literal(after))
     return sql.SQL(
-        "WITH batch AS MATERIALIZED (SELECT {columns} FROM {source} {where}ORDER BY {pk} LIMIT {rows} FOR UPDATE), "
+        "WITH batch AS MATERIALIZED (SELECT {columns} FROM {source} {where}ORDER BY {pk} LIMIT {rows} "
+        "FOR UPDATE), "
         "copied AS (INSERT INTO {target} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM batch "
         "ON CONFLICT ({conflict}) DO NOTHING) "
         "SELECT (SELECT {pk}::text FROM batch ORDER BY {pk} DESC LIMIT 1), (SELECT count(*) FROM batch)"

@@ -303,7 +303,8 @@ def _query(version: int) -> str:
     table_acl = _ACL.format(
         extra=", 'column', e.attname",
         order="e.attname NULLS FIRST,",
-        source="(SELECT NULL::name AS attname, x.* FROM aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) x "
+        source="(SELECT NULL::name AS attname, x.* FROM aclexplode(coalesce(c.relacl, acldefault('r', "
+        "c.relowner))) x "
         "UNION ALL SELECT a.attname, x.* FROM pg_attribute a, aclexplode(a.attacl) x "
         "WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) e",
     )
@@ -417,7 +418,8 @@ SELECT json_build_object(
 'constraints', (
     SELECT json_agg(json_build_object(
         'name', k.conname, 'type', k.contype, 'definition', pg_get_constraintdef(k.oid),
-        'is_validated', k.convalidated, 'is_enforced', {enforced}, 'no_inherit', k.connoinherit AND k.contype <> 'f',
+        'is_validated', k.convalidated, 'is_enforced', {enforced},
+        'no_inherit', k.connoinherit AND k.contype <> 'f',
         'comment', obj_description(k.oid, 'pg_constraint'),
         'target', (SELECT json_build_array(tn.nspname, t.relname) FROM pg_class t
             JOIN pg_namespace tn ON tn.oid = t.relnamespace WHERE t.oid = k.confrelid)
@@ -470,18 +472,23 @@ SELECT json_build_object(
     ) ORDER BY s.stxname)
     FROM pg_statistic_ext s JOIN pg_namespace sn ON sn.oid = s.stxnamespace WHERE s.stxrelid = c.oid),
 'rules', (
-    SELECT json_agg(format('%%I on %%s', w.rulename, w.ev_class::regclass) ORDER BY w.rulename) FROM pg_rewrite w
+    SELECT json_agg(format('%%I on %%s', w.rulename, w.ev_class::regclass) ORDER BY w.rulename)
+    FROM pg_rewrite w
     WHERE w.rulename <> '_RETURN' AND (w.ev_class = c.oid OR EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
             AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid))),
 'incoming', (
-    SELECT json_agg(json_build_array(k.conname, fn.nspname, f.relname) ORDER BY fn.nspname, f.relname, k.conname)
+    SELECT json_agg(json_build_array(k.conname, fn.nspname, f.relname)
+        ORDER BY fn.nspname, f.relname, k.conname)
     FROM pg_constraint k JOIN pg_class f ON f.oid = k.conrelid JOIN pg_namespace fn ON fn.oid = f.relnamespace
     WHERE k.confrelid = c.oid AND k.contype = 'f' AND k.conparentid = 0),
 'labels', (SELECT count(*) FROM pg_seclabel WHERE classoid = 'pg_class'::regclass AND objoid = c.oid),
 'subscriptions', (SELECT count(*) FROM pg_subscription_rel WHERE srrelid = c.oid),
 'others', (
-    SELECT json_agg(DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid))
+    SELECT json_agg(DISTINCT CASE
+        WHEN d.refclassid = 'pg_constraint'::regclass
+        THEN 'the primary key, which is needed by ' || pg_describe_object(d.classid, d.objid, d.objsubid)
+        ELSE pg_describe_object(d.classid, d.objid, d.objsubid) || ', which depends on the table' END)
     FROM pg_depend d
     WHERE d.refclassid = 'pg_constraint'::regclass AND d.classid = 'pg_rewrite'::regclass
         AND d.refobjid IN (SELECT oid FROM pg_constraint WHERE conrelid = c.oid)

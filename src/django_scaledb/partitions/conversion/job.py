@@ -115,7 +115,8 @@ class Job:
             found = self.original(inventories.read(cursor, expected.table))
             if found.shape() != expected.shape():
                 raise TableChanged(
-                    f"{expected.table} was altered meanwhile ({', '.join(differences(expected, found))}); run again"
+                    f"{expected.table} was altered meanwhile "
+                    f"({', '.join(differences(expected, found))}); run again"
                 )
 
         return guard

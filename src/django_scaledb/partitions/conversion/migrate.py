@@ -24,7 +24,7 @@ from django_scaledb.partitions.conversion import attach, names, preflight, runne
 from django_scaledb.partitions.conversion import inventory as inventories
 from django_scaledb.partitions.conversion.job import Job, utc_now
 from django_scaledb.partitions.conversion.stages import Stage
-from django_scaledb.partitions.conversion.state import Conversion, Phase, Strategy
+from django_scaledb.partitions.conversion.state import Conversion, Strategy
 from django_scaledb.postgres.executor import Executor
 from django_scaledb.postgres.identifiers import fit
 
@@ -64,15 +64,15 @@ def refuse_large(connection: BaseDatabaseWrapper, model: type[models.Model]) -> 
     if connection.alias != "default":
         command += f" --using {connection.alias}"
     conversion = state.current(connection, found.table)
-    if conversion is not None and not (
-        conversion.strategy == Strategy.COPY and conversion.phase == Phase.SWAPPED
-    ):
+    settled = conversion is None or (found.is_partitioned and conversion.strategy != Strategy.ATTACH)
+    if conversion is not None and not settled:
         raise DDLError(
             f"the conversion of {found.table} is under way ({conversion.phase}); finish it first: {command}"
         )
     if not found.is_partitioned and not is_small(connection, found):
         raise DDLError(
-            f"{found.table} has more than {SMALL_ROWS:,} rows and is to be partitioned; convert it while it is in "
+            f"{found.table} has more than {SMALL_ROWS:,} rows and is to be partitioned; convert it "
+            "while it is in "
             f"use, then migrate again: {command}"
         )
 
@@ -125,7 +125,7 @@ def convert(connection: BaseDatabaseWrapper, model: type[models.Model]) -> None:
         for stage in attach.stages(job):
             _do(executor, stage)
         _make_partitions(job, executor)
-        _do(executor, runner.analyze(job))
+        _do(executor, runner.analyze(job, job.table))
 
 
 def _do(executor: Executor, stage: Stage) -> None:

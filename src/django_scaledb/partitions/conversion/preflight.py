@@ -32,11 +32,17 @@ def obstacles(
     ]
 
 
+def for_split(inventory: Inventory) -> list[Obstacle]:
+    """What keeps a partition from being split."""
+    return list(_about_copying(inventory))
+
+
 def _about_copying(found: Inventory) -> Iterator[Obstacle]:
     if found.force_row_security:
         yield Obstacle(
             "row level security is forced on its owner, as whom the rows are copied",
-            f"use --strategy attach, or ALTER TABLE {found.table} NO FORCE ROW LEVEL SECURITY until it is done",
+            f"use --strategy attach, or ALTER TABLE {found.table} NO FORCE ROW LEVEL SECURITY until it "
+            "is done",
         )
 
 
@@ -60,7 +66,8 @@ def _about_table(found: Inventory) -> Iterator[Obstacle]:
         yield Obstacle("it is a typed table (CREATE TABLE .. OF)", f"ALTER TABLE {found.table} NOT OF")
     if found.access_method != "heap" and found.version < 170000:
         yield Obstacle(
-            f"its access method is {found.access_method}, and partitions could not get it before PostgreSQL 17",
+            f"its access method is {found.access_method}, and partitions could not get it before "
+            "PostgreSQL 17",
             f"ALTER TABLE {found.table} SET ACCESS METHOD heap",
         )
     for count, what in ((found.labels, "a security label"), (found.subscriptions, "a subscription")):
@@ -78,7 +85,8 @@ def _about_key(found: Inventory, config: PartitionConfig, pk_column: str) -> Ite
         return
     if key.type.replace("(6)", "") != _TYPES[config.key_kind]:
         yield Obstacle(
-            f"the partition key {key.name!r} is of type {key.type}, and the model's field is {_TYPES[config.key_kind]}",
+            f"the partition key {key.name!r} is of type {key.type}, and the model's field is "
+            f"{_TYPES[config.key_kind]}",
             "bring the column to the field's type by a migration of its own first",
         )
     if not key.not_null:
@@ -97,7 +105,8 @@ def _about_key(found: Inventory, config: PartitionConfig, pk_column: str) -> Ite
         return
     if primary.columns not in ((pk_column,), (pk_column, config.column)):
         yield Obstacle(
-            f"its primary key {primary.name!r} is on ({', '.join(map(str, primary.columns))}), not on ({pk_column})",
+            f"its primary key {primary.name!r} is on ({', '.join(map(str, primary.columns))}), not on "
+            f"({pk_column})",
             "give the table the primary key that the model has",
         )
     if primary.included or "DEFERRABLE" in (primary.constraint or ""):
@@ -145,7 +154,8 @@ def _about_constraints(found: Inventory) -> Iterator[Obstacle]:
     for name, schema, table in found.incoming:
         yield Obstacle(
             f"the foreign key {name!r} of {schema}.{table} points at it",
-            "set db_constraint=False on that ForeignKey and migrate that first: its key alone is not unique in "
+            "set db_constraint=False on that ForeignKey and migrate that first: its key alone is not "
+            "unique in "
             "a partitioned table",
         )
 
@@ -178,7 +188,7 @@ def _about_dependents(found: Inventory) -> Iterator[Obstacle]:
             )
     for other in found.others:
         yield Obstacle(
-            f"{other} depends on the table and would stay on the old one",
+            f"it has {other}, and that would stay with the old one",
             "drop it and create it again after the conversion",
         )
 
@@ -188,7 +198,8 @@ def _about_triggers(found: Inventory, key: str) -> Iterator[Obstacle]:
     for trigger in found.triggers:
         if trigger.is_row and trigger.has_transition_tables:
             yield Obstacle(
-                f"the trigger {trigger.name!r} is FOR EACH ROW with transition tables, which partitions cannot have",
+                f"the trigger {trigger.name!r} is FOR EACH ROW with transition tables, which partitions "
+                "cannot have",
                 "make it FOR EACH STATEMENT",
             )
         if trigger.is_row and trigger.is_before and sets_key.search(trigger.source):

@@ -20,15 +20,29 @@ from django_scaledb.exceptions import AnotherRunInProgress, DDLError
 from django_scaledb.partitions import catalog, inspection, maintenance, registry
 from django_scaledb.partitions.bounds import Bound
 from django_scaledb.partitions.catalog import PartitionSet
-from django_scaledb.partitions.conversion import attach, ceiling, copy, names, preflight, state, undo
+from django_scaledb.partitions.conversion import (
+    attach,
+    carry,
+    ceiling,
+    copy,
+    names,
+    preflight,
+    split,
+    state,
+    undo,
+)
+from django_scaledb.partitions.conversion import inventory as inventories
 from django_scaledb.partitions.conversion.errors import ConversionRefused, Obstacle, TableChanged
 from django_scaledb.partitions.conversion.inventory import Inventory
 from django_scaledb.partitions.conversion.job import Job, utc_now
 from django_scaledb.partitions.conversion.stages import Stage
 from django_scaledb.partitions.conversion.state import Conversion, Phase, Strategy
 from django_scaledb.partitions.conversion.swap import BOUNDS_CHECK
+from django_scaledb.partitions.marker import iso
 from django_scaledb.partitions.overview import no_table
+from django_scaledb.partitions.plan import Partition
 from django_scaledb.postgres.executor import Executor, sqlstate
+from django_scaledb.postgres.identifiers import TableName
 from django_scaledb.postgres.locks import Lock, LockMode
 from django_scaledb.postgres.session import RUN_LOCK
 from django_scaledb.postgres.statements import Statement, Step
@@ -114,6 +128,8 @@ class Runner:
             if conversion.ended_at is None:
                 job = self._job(conversion)
                 self._do_all(job, self._undo)
+        if conversion.strategy == Strategy.SPLIT:
+            return f"{found.table} is as it was before its partition was to be split"
         return f"{found.table} is the plain table again that it was"
 
     def finish(self) -> str:
@@ -129,6 +145,46 @@ class Runner:
             self.do(job, copy.finish(job))
         return f"{found.table} is partitioned, and the old table is gone"
 
+    def split(self) -> str:
+        """Split the first partition that spans several periods; the answer says which."""
+        found = self.find()
+        conversion = state.current(self.connection, found.table)
+        if conversion is None:
+            split.refuse(found)
+            partition = split.choose(found, self.config)
+            if partition is None:
+                return f"each partition of {found.table} is one period already; nothing to split"
+            self._install()
+            conversion = self._prepare_split(found, partition)
+            conversion.save(using=self.connection.alias)
+        elif conversion.strategy != Strategy.SPLIT:
+            raise DDLError(
+                f"a conversion of {found.table} is under way ({conversion.strategy}, "
+                f"{conversion.phase}); finish it "
+                f"first: manage.py convert_to_partitioned {conversion.model}"
+            )
+        with self._alone(conversion):
+            conversion.refresh_from_db(using=self.connection.alias)
+            return self._go_on(self._job(conversion))
+
+    def _prepare_split(self, found: PartitionSet, partition: Partition) -> Conversion:
+        with catalog.pinned(self.connection) as cursor:
+            leaf = inventories.read(cursor, partition.table)
+        assert partition.range is not None
+        refuse(leaf, preflight.for_split(leaf))
+        return Conversion(
+            model=self.model._meta.label,
+            table_schema=found.table.schema,
+            table_name=found.table.name,
+            strategy=str(Strategy.SPLIT),
+            rows_total=leaf.rows,
+            details={
+                "inventory": leaf.as_json(),
+                "names": names.choose(self.connection, leaf, aside="_old").as_json(),
+                "split": [iso(partition.range.lower), iso(partition.range.upper)],
+            },
+        )
+
     def plan(self, strategy: Strategy | None, until: datetime | None = None) -> Iterator[Stage]:
         """The stages that are left, for ``--dry-run``; nothing is touched."""
         found = self.find()
@@ -137,6 +193,17 @@ class Runner:
             if found.is_partitioned:
                 return
             conversion = self._prepare(found, strategy or Strategy.ATTACH, until)
+        yield from self._stages(self._job(conversion, dry_run=True))
+
+    def plan_split(self) -> Iterator[Stage]:
+        """The stages of a split that are left, for ``--dry-run``."""
+        found = self.find()
+        conversion = state.current(self.connection, found.table)
+        if conversion is None:
+            partition = split.choose(found, self.config)
+            if partition is None:
+                return
+            conversion = self._prepare_split(found, partition)
         yield from self._stages(self._job(conversion, dry_run=True))
 
     def find(self) -> PartitionSet:
@@ -162,8 +229,6 @@ class Runner:
 
     def _prepare(self, found: PartitionSet, strategy: Strategy, until: datetime | None) -> Conversion:
         """A conversion that is not saved yet; raises `ConversionRefused`."""
-        from django_scaledb.partitions.conversion import inventory as inventories
-
         with catalog.pinned(self.connection) as cursor:
             inventory = inventories.read(cursor, found.table)
         refuse(
@@ -201,14 +266,21 @@ class Runner:
 
     def _go_on(self, job: Job) -> str:
         if job.conversion.ended_at is not None:
-            return f"{job.table} is converted already; nothing to do"
+            return f"{job.conversion.table} is converted already; nothing to do"
         keep_room(job, partial(self.do, job))
         self._do_all(job, self._stages)
+        if job.conversion.strategy == Strategy.SPLIT:
+            self.do(job, analyze(job, job.conversion.table))
+            self.do(job, undo.ended(job, Phase.DONE))
+            return f"{job.table} is split into a partition for each of its periods"
         self._make_partitions()
-        self.do(job, analyze(job))
+        for stage in settings_of_partitions(job):
+            self.do(job, stage)
+        self.do(job, analyze(job, job.table))
         if job.conversion.strategy == Strategy.COPY:
             return (
-                f"{job.table} is partitioned now, and all that is written to it goes to {job.names.aside_table}, too; "
+                f"{job.table} is partitioned now, and all that is written to it goes to "
+                f"{job.names.aside_table}, too; "
                 f"run migrate to record it, then give up the way back: manage.py convert_to_partitioned "
                 f"{job.conversion.model} --finish (or go it: --abort)"
             )
@@ -218,11 +290,14 @@ class Runner:
     def _stages(self, job: Job) -> Iterator[Stage]:
         if job.conversion.strategy == Strategy.COPY:
             yield from copy.stages(job, self.listener.on_rows)
+        elif job.conversion.strategy == Strategy.SPLIT:
+            yield from split.stages(job, self.listener.on_rows)
         else:
             yield from attach.stages(job)
 
     def _undo(self, job: Job) -> Iterator[Stage]:
-        yield from copy.abort(job) if job.conversion.strategy == Strategy.COPY else undo.attached(job)
+        ways = {Strategy.COPY: copy.abort, Strategy.SPLIT: split.abort, Strategy.ATTACH: undo.attached}
+        yield from ways[Strategy(job.conversion.strategy)](job)
 
     def _do_all(self, job: Job, stages: Callable[[Job], Iterator[Stage]]) -> None:
         for attempt in range(_TRIES):
@@ -364,8 +439,23 @@ def raise_ceiling(job: Job, do: Callable[[Stage], None]) -> None:
     job.note(ceiling=ceiling.first_end(job.config, datetime.now(UTC), greatest).isoformat())
 
 
-def analyze(job: Job) -> Stage:
+def settings_of_partitions(job: Job) -> Iterator[Stage]:
+    """Give the partitions made ahead what they do not inherit."""
+    [found] = catalog.read(job.connection, [job.model._meta.db_table])
+    assert found is not None
+    if job.conversion.strategy != Strategy.ATTACH:
+        return
+    for member in found.members:
+        statements = tuple(carry.partition_settings(job.inventory, member.table))
+        if statements and member.table != job.names.aside_table:
+            lock = Lock(member.table, LockMode.ACCESS_EXCLUSIVE)
+            yield Stage(
+                "settings", Step(f"set the storage parameters of {member.table}", statements, nowait=(lock,))
+            )
+
+
+def analyze(job: Job, table: TableName) -> Stage:
     """Autovacuum never analyzes a partitioned table itself."""
-    lock = Lock(job.table, LockMode.SHARE_UPDATE_EXCLUSIVE)
-    statement = Statement(sql.SQL("ANALYZE {}").format(job.table.sql), (lock,))
-    return Stage("analyze", Step(f"analyze {job.table}", (statement,)), bounded=False)
+    lock = Lock(table, LockMode.SHARE_UPDATE_EXCLUSIVE)
+    statement = Statement(sql.SQL("ANALYZE {}").format(table.sql), (lock,))
+    return Stage("analyze", Step(f"analyze {table}", (statement,)), bounded=False)

@@ -16,10 +16,11 @@ from django_scaledb.postgres.locks import Lock, LockMode
 from django_scaledb.postgres.statements import Statement
 
 # A row that was changed is taken out and put in again: its key may lie in another partition now.
-# SECURITY DEFINER: writers need no privileges on the other table. With row_security off a policy
-# would raise instead of hiding rows, and the owner is not subject to any but forced ones.
+# SECURITY DEFINER: writers need no privileges on the other table, and its policies, which the owner
+# is not subject to, hide no rows.
 _FUNCTION = sql.SQL(
-    """CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS {body}"""
+    "CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
+    "SET search_path = pg_catalog AS {body}"
 )
 _BODY = """
 BEGIN
