@@ -5,6 +5,7 @@ server, no settings and no privileges. ``--keep`` leaves the servers up to look 
 """
 
 import argparse
+import logging
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from textwrap import fill
@@ -36,6 +38,7 @@ def main() -> int:
     )
     parser.add_argument("--keep", action="store_true", help="leave the servers up until Ctrl-C")
     options = parser.parse_args()
+    logging.getLogger("django_scaledb").addHandler(logging.NullHandler())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers go, too
     began = time.monotonic()
     try:
@@ -47,6 +50,8 @@ def main() -> int:
                 show_partition_set,
                 ask_twice,
                 read_from_standby,
+                read_own_writes,
+                lose_the_replica,
                 rotate,
                 retire,
                 insert_without_partition,
@@ -172,6 +177,41 @@ def read_from_standby(cluster: Cluster) -> None:
     say(
         f"Equal, after waiting {waited * 1000:.0f} ms for the standby to replay what the primary had written."
     )
+
+
+def read_own_writes(cluster: Cluster) -> None:
+    import replicas_demo
+    from pypi.models import Project
+
+    heading("Read your own writes")
+    say(
+        "DATABASE_ROUTERS has the ReplicaRouter, so reads go to the standby. It is made to lag two seconds "
+        "behind now. Whoever has written reads from it only once it has replayed what was written:"
+    )
+    make = partial(Project.objects.create, name="new")
+    if not replicas_demo.read_your_writes(cluster, Project, make, show_text):
+        raise AssertionError("a read was stale")
+    say("A reader who has written nothing is served by the standby all the time.")
+
+
+def lose_the_replica(cluster: Cluster) -> None:
+    import replicas_demo
+    from pypi.models import Project
+
+    heading("The replica dies while a loop reads")
+    log = LogLines()
+    logging.getLogger("django_scaledb.routing").addHandler(log)
+    try:
+        reads = replicas_demo.lose_a_replica(cluster, Project, show_text)
+    finally:
+        logging.getLogger("django_scaledb.routing").removeHandler(log)
+    if reads.failures:
+        raise AssertionError(f"{len(reads.failures)} reads failed: {reads.failures[0]}")
+    say(
+        "No read failed: the ones that were under way were run again on the primary, the next ones went "
+        "there at once, and when the replica was well it was used again."
+    )
+    Project.objects.filter(name="new").delete()
 
 
 def rotate(cluster: Cluster) -> None:
@@ -368,6 +408,17 @@ def heading(text: str) -> None:
 def say(text: str) -> None:
     """What we say."""
     print(fill(text, WIDTH), flush=True)
+
+
+class LogLines(logging.Handler):
+    """What the package logs, among what the demo shows."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        show(f"log: {record.getMessage().splitlines()[0]}")
+
+
+def show_text(text: str) -> None:
+    show(*text.splitlines())
 
 
 def show(*lines: str) -> None:

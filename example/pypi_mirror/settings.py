@@ -29,6 +29,9 @@ DATABASES = {"default": database(os.environ.get("PYPI_MIRROR_PRIMARY", "dbname=p
 if "PYPI_MIRROR_REPLICA" in os.environ:
     DATABASES["replica1"] = database(os.environ["PYPI_MIRROR_REPLICA"], TEST={"MIRROR": "default"})
 
+DATABASE_ROUTERS = ["django_scaledb.routing.ReplicaRouter"]
+SCALEDB = {"REPLICAS": [alias for alias in DATABASES if alias != "default"]}
+
 INSTALLED_APPS = [
     "django.contrib.admin",
     "django.contrib.auth",
@@ -42,6 +45,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    "django_scaledb.routing.ReadYourWritesMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",

@@ -183,3 +183,16 @@ def test_loading_twice_does_not_double_a_row(scaledb_cluster, tmp_path):
         "    print(client.get(f'/admin/pypi/upload/{page}', headers={'host': 'localhost'}).status_code)\n",
     )
     assert opened.split()[-3:] == ["200", "200", "200"]
+
+
+def test_a_writer_reads_its_own_write_and_later_from_the_replica(printed):
+    text = section(printed, "Read your own writes")
+    assert "read at once from default" in text
+    assert "later, read from replica1" in text
+
+
+def test_no_read_fails_when_the_replica_dies(printed):
+    text = section(printed, "The replica dies while a loop reads")
+    assert number(r"the replica was killed: (\d+) from default", text) > 0
+    assert "; 0 failed" in text
+    assert "it is back, and was used again" in text
