@@ -199,7 +199,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000)
-    rows = parser.parse_args().rows
+    parser.add_argument("--only", choices=["attach", "copy"], help="leave the others out")
+    arguments = parser.parse_args()
     with Cluster(standbys=0, settings={"shared_buffers": "256MB", "max_wal_size": "4GB"}) as cluster:
         node = cluster.primary
         settings.configure(
@@ -211,10 +212,10 @@ def main() -> None:
         )
         logging.disable(logging.WARNING)
         django.setup()
-        run(node, rows)
+        run(node, arguments.rows, arguments.only)
 
 
-def run(node: Node, rows: int) -> None:
+def run(node: Node, rows: int, only: str | None) -> None:
     from django.core.management import call_command
     from django.db import models
 
@@ -249,10 +250,15 @@ def run(node: Node, rows: int) -> None:
     with node.connect() as connection:
         version = connection.info.server_version // 10000
     print(f"{rows:,} rows, PostgreSQL {version}")
-    measure(node, "attach", rows, converted(Strategy.ATTACH))
-    measure(node, "copy", rows, converted(Strategy.COPY))
-    measure(node, "batches, then swap", rows, lambda: batches_then_swap(node))
-    measure(node, "one INSERT under a lock", rows, lambda: one_insert(node))
+    tools: dict[str, Callable[[], object]] = {
+        "attach": converted(Strategy.ATTACH),
+        "copy": converted(Strategy.COPY),
+        "batches, then swap": lambda: batches_then_swap(node),
+        "one INSERT under a lock": lambda: one_insert(node),
+    }
+    for name, tool in tools.items():
+        if only in (None, name):
+            measure(node, name, rows, tool)
 
 
 if __name__ == "__main__":

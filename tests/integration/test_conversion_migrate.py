@@ -101,6 +101,7 @@ def test_a_half_converted_table_stops_migrate_too(project):
         blocker.execute("LOCK TABLE shop_order IN ROW EXCLUSIVE MODE")
         project.manage("convert_to_partitioned", "shop.Order", "--deadline", "0.3", fails=True)
     assert "is under way" in project.manage("migrate", fails=True)
+    assert "django_scaledb.W007" in project.manage("check", "--database", "default")
     assert kind(project) == "r"
     # The dry run shows what is left, whatever was reached.
     with psycopg.connect(project.node.conninfo(dbname=project.database), autocommit=True) as connection:

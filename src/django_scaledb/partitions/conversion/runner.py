@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -40,7 +40,7 @@ from django_scaledb.partitions.conversion.state import Conversion, Phase, Strate
 from django_scaledb.partitions.conversion.swap import BOUNDS_CHECK
 from django_scaledb.partitions.marker import iso
 from django_scaledb.partitions.overview import no_table
-from django_scaledb.partitions.plan import Partition
+from django_scaledb.partitions.plan import Create, Partition, State, plan
 from django_scaledb.postgres.executor import Executor, sqlstate
 from django_scaledb.postgres.identifiers import TableName
 from django_scaledb.postgres.locks import Lock, LockMode
@@ -193,7 +193,11 @@ class Runner:
             if found.is_partitioned:
                 return
             conversion = self._prepare(found, strategy or Strategy.ATTACH, until)
-        yield from self._stages(self._job(conversion, dry_run=True))
+        job = self._job(conversion, dry_run=True)
+        yield from self._stages(job)
+        if conversion.strategy == Strategy.ATTACH:
+            yield from partitions_ahead(job, found)
+        yield analyze(job, found.table)
 
     def plan_split(self) -> Iterator[Stage]:
         """The stages of a split that are left, for ``--dry-run``."""
@@ -437,6 +441,15 @@ def raise_ceiling(job: Job, do: Callable[[Stage], None]) -> None:
         row = cursor.fetchone()
     greatest = ceiling.moment_of(row[0], job.config.key_kind) if row and row[0] is not None else None
     job.note(ceiling=ceiling.first_end(job.config, datetime.now(UTC), greatest).isoformat())
+
+
+def partitions_ahead(job: Job, found: PartitionSet) -> Iterator[Stage]:
+    """For a dry run: the partitions that will be made behind the first one."""
+    first = Partition(job.names.aside_table, job.bounds, State.ATTACHED, managed=True)
+    parent = replace(found, strategy="r", key_columns=(job.config.column,), access_method=None)
+    for action in plan(job.config, [first], job.now, retire=False).actions:
+        if isinstance(action, Create):
+            yield Stage("partitions", copy.create_partition(job, parent, action.range))
 
 
 def settings_of_partitions(job: Job) -> Iterator[Stage]:
