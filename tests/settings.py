@@ -13,6 +13,7 @@ INSTALLED_APPS = [
     "psqlextra",
     "django_scaledb",
     "tests.testapp",
+    "tests.counterapp",
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",

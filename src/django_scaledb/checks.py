@@ -7,6 +7,7 @@ from typing import Any
 from django.core import checks
 
 from django_scaledb import conf
+from django_scaledb.counters import checks as counter_checks
 from django_scaledb.partitions import checks as partition_checks
 from django_scaledb.routing import checks as routing_checks
 
@@ -14,7 +15,13 @@ from django_scaledb.routing import checks as routing_checks
 def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """The SCALEDB setting: unknown keys and values that cannot be."""
     return [
-        checks.Error(f"{problem.message}.", hint=problem.hint, id="django_scaledb.E011")
+        checks.Error(
+            f"settings.SCALEDB[{problem.key!r}]: {problem.message}."
+            if problem.key
+            else f"{problem.message}.",
+            hint=problem.hint,
+            id="django_scaledb.E011",
+        )
         for problem in conf.problems()
     ]
 
@@ -24,4 +31,7 @@ checks.register(partition_checks.check_models, checks.Tags.models)
 checks.register(partition_checks.check_relations, checks.Tags.models)
 checks.register(partition_checks.check_backend, checks.Tags.models)
 checks.register(partition_checks.check_database, checks.Tags.database)
+checks.register(counter_checks.check_counters, checks.Tags.models)
+checks.register(counter_checks.check_backend, checks.Tags.models)
+checks.register(counter_checks.check_database, checks.Tags.database)
 checks.register(routing_checks.check_routing)

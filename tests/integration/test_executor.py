@@ -273,7 +273,7 @@ def test_a_writer_of_the_target_is_waited_for_without_a_queue(lab: Lab) -> None:
         assert queue.longest < 0.1
         assert traffic.count > 50
     text = str(caught.value)
-    assert text.startswith("cannot create partition public.new: gave up after 1.")
+    assert text.startswith("cannot create partition public.new: gave up 1.")
     assert f'pid {writer.info.backend_pid} (application_name "batch job"' in text
     assert "holds ROW EXCLUSIVE on public.lab_account" in text
     assert f"pg_terminate_backend({writer.info.backend_pid})" in text

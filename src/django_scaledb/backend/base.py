@@ -10,16 +10,19 @@ from django.utils.functional import cached_property
 
 from django_scaledb.backend import psqlextra
 from django_scaledb.backend.creation import DatabaseCreation
+from django_scaledb.backend.operations import DatabaseOperations
 from django_scaledb.backend.schema import DatabaseSchemaEditor
+from django_scaledb.counters.connection import CounterConnectionMixin
 from django_scaledb.partitions import errors
 from django_scaledb.routing.connection import RoutedConnectionMixin
 
 
-class DatabaseWrapper(RoutedConnectionMixin, psqlextra.DatabaseWrapper):
-    """PostgreSQL with partitioned models, as a primary or as a replica."""
+class DatabaseWrapper(CounterConnectionMixin, RoutedConnectionMixin, psqlextra.DatabaseWrapper):
+    """PostgreSQL with partitioned models and counters, as a primary or as a replica."""
 
     SchemaEditorClass = DatabaseSchemaEditor
     creation_class = DatabaseCreation
+    ops_class = DatabaseOperations
 
     accepts_any_period = False
     """Whether new partitioned tables get a default partition (test databases do)."""

@@ -11,11 +11,12 @@ from typing import Any
 
 from django.apps import apps
 from django.db.models import Manager
+from psqlextra import compiler
 from psqlextra.backend.base import DatabaseWrapper
 from psqlextra.backend.schema import PostgresSchemaEditor
 from psqlextra.manager import PostgresManager
 
-__all__ = ["DatabaseWrapper", "PostgresSchemaEditor", "lift_engine_guard", "uses_hstore"]
+__all__ = ["DatabaseWrapper", "PostgresSchemaEditor", "compiler", "lift_engine_guard", "uses_hstore"]
 
 
 def lift_engine_guard() -> None:

@@ -238,7 +238,7 @@ def _check_partition_sets(
                 "" if found.is_partitioned else f" Run manage.py convert_to_partitioned {model._meta.label}."
             )
             yield Warning(
-                f"{connection.alias}: {error}.",
+                f"{error} (database {connection.alias!r}).",
                 hint="Rotation leaves this model alone until table and PartitioningMeta agree." + convert,
                 obj=model,
                 id="django_scaledb.W003",

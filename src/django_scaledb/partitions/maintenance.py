@@ -199,6 +199,9 @@ class _Run:
                 self._execute(executor, jobs)
         except (ScaleDBError, DatabaseError, InterfaceError) as error:
             report.error = error
+            # What was planned without the lock and never begun is no result.
+            for model in report.models:
+                model.results = [r for r in model.results if r.status is not Status.PLANNED]
         return report
 
     # -- what is to be done

@@ -88,13 +88,14 @@ class Executor:
         self.connection = connection
         self._lock_timeout = lock_timeout
         self._deadline = deadline
-        self._ends = 0.0
+        self._begun = self._ends = 0.0
         self._on_wait = on_wait
         self._session = RunSession(connection, f"django_scaledb {command}", patience=deadline)
         self._watcher: Watcher | None = None
 
     def __enter__(self) -> Self:
-        self._ends = time.monotonic() + self._deadline
+        self._begun = time.monotonic()
+        self._ends = self._begun + self._deadline
         self._session.__enter__()
         return self
 
@@ -138,7 +139,7 @@ class Executor:
                 return
             now = time.monotonic()
             if now >= until:
-                raise LockNotAvailable(_gave_up(step, blockers, now - begun))
+                raise LockNotAvailable(_gave_up(step, blockers, now - self._begun))
             seen = frozenset(blocker.transaction for blocker in blockers)
             passing = last_seen is not None and not seen & last_seen
             last_seen = seen
@@ -289,8 +290,8 @@ class Executor:
             )
         if state == _INSUFFICIENT_PRIVILEGE:
             return DDLError(
-                f"cannot {step.summary}: {message(error)} (connected as {self._role()!r}); "
-                "connect as the owner of the table, or GRANT that role to this one"
+                f"cannot {step.summary}: {message(error)} (connected as {self._role()!r}); this takes the "
+                "rights of the table's owner, and CREATE on its schema: connect as the owner, or GRANT them"
             )
         if state == _QUERY_CANCELED and step.transactional:
             return DDLError(
@@ -423,7 +424,7 @@ def message(error: BaseException) -> str:
 
 
 def _gave_up(step: Step, blockers: list[Blocker], seconds: float) -> str:
-    text = f"cannot {step.summary}: gave up after {seconds:.1f} s; "
+    text = f"cannot {step.summary}: gave up {seconds:.1f} s into the run; "
     if not blockers:
         return text + "whoever was in the way has just gone: run again"
     text += f"in the way: {describe(blockers)}. Run again later"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .cluster import Cluster as Cluster
+    from .counters import assert_same_totals as assert_same_totals
     from .ephemeral import ephemeral_databases as ephemeral_databases
     from .errors import ClusterError as ClusterError
     from .errors import PostgresNotFound as PostgresNotFound
@@ -19,6 +20,7 @@ _HOMES = {
     "ClusterError": "errors",
     "Node": "node",
     "PostgresNotFound": "errors",
+    "assert_same_totals": "counters",
     "ephemeral_databases": "ephemeral",
     "simulated_lag": ".routing.simulation",
 }

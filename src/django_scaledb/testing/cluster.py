@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         begun = time.monotonic()
         with cluster:
             out.write(
-                f"{cluster.postgres}, {len(cluster.nodes)} nodes in {time.monotonic() - begun:.1f} s\n\n"
+                f"{cluster.postgres}, {len(cluster.nodes)} server(s) in {time.monotonic() - begun:.1f} s\n\n"
             )
             for node in cluster.nodes:
                 out.write(f"{node.name}\n    {node.dsn}\n    superuser: {node.superuser_dsn}\n")

@@ -76,7 +76,9 @@ class Command(PartitionCommand):
             periods, until = model.runway
             open_end = isinstance(until, Unbounded)
             ahead = (
-                "takes any date to come" if open_end else f"{periods} whole periods ahead, to {show(until)}"
+                "takes any date to come"
+                if open_end
+                else f"{periods} whole period{'' if periods == 1 else 's'} ahead, to {show(until)}"
             )
             self.stdout.write(f"  runway: {ahead} (premake {config.premake})")
         for problem in model.problems:

@@ -118,9 +118,10 @@ def triggers(inventory: Inventory, target: TableName) -> Iterator[Statement]:
 
 
 def drop_triggers(inventory: Inventory, table: TableName) -> Iterator[Statement]:
+    """Those of them that `table` has: other features may have given a partition some of the same name."""
     for trigger in inventory.triggers:
         yield Statement(
-            sql.SQL("DROP TRIGGER {} ON {}").format(sql.Identifier(trigger.name), table.sql),
+            sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(sql.Identifier(trigger.name), table.sql),
         )
 
 

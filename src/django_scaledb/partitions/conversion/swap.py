@@ -139,6 +139,7 @@ def back(
             for s in inventory.statistics
         ),
         *carry.move_sequences(inventory, gone, table, names.sequences),
+        *carry.drop_triggers(inventory, table),
         *carry.triggers(inventory, table),
         *carry.replica_identity(inventory, table, {}),
         Statement(carry.comment_on_table(table, inventory.comment)),

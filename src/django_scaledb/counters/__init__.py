@@ -1,0 +1,1 @@
+"""Counter tables: totals of a model's rows per key, exact at every commit."""
