@@ -54,7 +54,8 @@ def test_no_drift_at_any_point(tmp_path, server, mechanism, strategy):
     project.manage("makemigrations", "shop")
     project.manage("migrate", "-v", "0")
     project.execute(
-        "INSERT INTO shop_customer (name) VALUES ('a'), ('b'); INSERT INTO shop_order (customer_id, total, placed_at) "
+        "INSERT INTO shop_customer (name) VALUES ('a'), ('b'); INSERT INTO shop_order (customer_id, "
+        "total, placed_at) "
         "SELECT 1 + i % 2, i % 20, now() - i * interval '1 hour' FROM generate_series(1, 200) i"
     )
     if mechanism == "signals":
