@@ -138,7 +138,7 @@ class Lab:
                 "SET timezone = 'UTC'",
                 "SELECT c.relname, pg_get_expr(c.relpartbound, c.oid), h.inhdetachpending "
                 "FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid "
-                f"WHERE h.inhparent = '{table}'::regclass ORDER BY pg_get_expr(c.relpartbound, c.oid)",
+                f"WHERE h.inhparent = '\"{table}\"'::regclass ORDER BY pg_get_expr(c.relpartbound, c.oid)",
             )
             if not pending
         }

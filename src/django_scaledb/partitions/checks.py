@@ -202,7 +202,7 @@ def check_database(
             continue
         try:
             found += _check_partition_sets(connection, by_alias)
-        except DatabaseError as error:
+        except (DatabaseError, ScaleDBError) as error:
             found.append(
                 Warning(
                     f"cannot look at the partition sets of {alias!r}: {error}".strip(),

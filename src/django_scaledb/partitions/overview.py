@@ -177,7 +177,7 @@ def survey(partitioned: Sequence[type[models.Model]], *, using: str, now: dateti
             for model, found in zip(partitioned, sets, strict=True)
         ]
         _measure(connection, overview.models, [found for found in sets if found is not None])
-    except (DatabaseError, InterfaceError) as error:
+    except (ScaleDBError, DatabaseError, InterfaceError) as error:
         overview.error = error
     return overview
 
