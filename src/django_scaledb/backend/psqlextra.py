@@ -61,7 +61,7 @@ def route_managers_through_the_engine() -> None:
     def insert_compiler(self: Any, using: str | None = None, connection: Any = None) -> Any:
         connection = connections[using] if using else connection
         refuse_uncounted_upsert(self.model, connection, updates=self.conflict_action.value == "UPDATE")
-        return compiler.PostgresInsertOnConflictCompiler(self, connection, using)
+        return compiler.PostgresInsertOnConflictCompiler(self, connection, using)  # type: ignore[no-untyped-call]
 
     PostgresUpdateQuery.get_compiler = update_compiler  # type: ignore[method-assign]
     PostgresInsertQuery.get_compiler = insert_compiler  # type: ignore[method-assign]
