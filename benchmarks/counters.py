@@ -267,7 +267,7 @@ def main() -> int:
         for name in ("own keys", "one key"):
             measures[name] = {arm.name: [] for arm in arms}
         for number in range(options.throughput_rounds or max(1, options.rounds // 2)):
-            # Every other round the other way round: what a busy machine does to the first, it does to the last.
+            # Every other round the other way round: who comes last is at no disadvantage.
             for arm in arms if number % 2 else reversed(arms):
                 for name in ("own keys", "one key"):
                     per_second, errors = throughput(

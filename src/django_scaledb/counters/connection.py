@@ -155,10 +155,8 @@ class CounterConnectionMixin(_Wrapper):
         labels = set(self.counter_deltas.labels())
         hops = set(self.counter_deltas.former_hops())
         found = []
-        for counter in registry.counters():
+        for counter in registry.by_signals():
             if counter._meta.label not in labels and not hops:
-                continue
-            if counter._counter_meta.mechanism != "signals" or not counter._counter_meta.is_built:
                 continue
             definition = registry.definition(counter, self)
             former = [name for hop in definition.hops if (name := (hop.table, hop.value)) in hops]
