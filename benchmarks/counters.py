@@ -218,6 +218,74 @@ def read_times(rows: int) -> dict[str, float]:
     }
 
 
+def _stalled(arm_name: str, key: int, gate, stop, results) -> None:
+    from django.db import connection
+
+    from benchmarks.countersapp import models as m
+
+    arm = m.ARMS[arm_name]
+    connection.close()
+    connection.ensure_connection()
+    project = arm.project.objects.order_by("pk")[key]
+    longest = 0.0
+    gate.wait()
+    while not stop.is_set():
+        begun = time.perf_counter()
+        arm.upload.objects.create(project=project, size=1, name="hot")
+        longest = max(longest, time.perf_counter() - begun)
+    results.put(longest)
+    connection.close()
+
+
+def longest_stall(arm, counter, writers: int, *, repairing: bool) -> tuple[float, float]:
+    """The longest single write while a counter whose keys are all wrong is rebuilt, and how long that took.
+
+    Without `repairing` for half a second of nothing: what the machine does to a write by itself.
+    """
+    from django.db import connection
+    from django.db.models import F
+
+    from django_scaledb.counters import rebuild
+
+    counter.objects.update(total=F("total") + 7)
+    connection.close()
+    context = multiprocessing.get_context("fork")
+    gate, stop, results = context.Barrier(writers + 1), context.Event(), context.SimpleQueue()
+    processes = [
+        context.Process(target=_stalled, args=(arm.name, i, gate, stop, results)) for i in range(writers)
+    ]
+    for process in processes:
+        process.start()
+    gate.wait()
+    time.sleep(0.1)
+    begun = time.perf_counter()
+    if repairing:
+        assert rebuild.rebuild(counter, "default") > 0
+    else:
+        time.sleep(0.5)
+    taken = time.perf_counter() - begun
+    stop.set()
+    longest = max(results.get() for _ in processes)
+    for process in processes:
+        process.join()
+    rebuild.rebuild(counter, "default")
+    assert rebuild.check(counter, "default").ok
+    return longest, taken
+
+
+def report_stalls(writers: int) -> None:
+    from benchmarks.countersapp import models as m
+
+    for name, counter in (("scaledb signals", m.SignalsUploads), ("scaledb trigger", m.TriggerUploads)):
+        alone, _ = longest_stall(m.ARMS[name], counter, writers, repairing=False)
+        stall, taken = longest_stall(m.ARMS[name], counter, writers, repairing=True)
+        print(
+            f"{name}: longest write of {writers} writers {stall * 1000:.1f} ms during a rebuild of "
+            f"{taken * 1000:.0f} ms, {alone * 1000:.1f} ms without one",
+            flush=True,
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -231,6 +299,7 @@ def main() -> int:
         "--throughput-rounds", type=int, help="rounds of the throughput (default: half the others)"
     )
     parser.add_argument("--throughput-only", action="store_true", help="leave out everything else")
+    parser.add_argument("--stalls-only", action="store_true", help="only the writers beside a rebuild")
     parser.add_argument("--read-rows", type=int, default=1_000_000)
     parser.add_argument("--only", action="append", help="measure only these arms, beside no counter")
     parser.add_argument("--verbose", action="store_true")
@@ -249,6 +318,9 @@ def main() -> int:
             if not options.only or name in options.only or name == "no counter"
         ]
         print(f"{cluster.postgres}, {options.rows} rows, {options.rounds} rounds", flush=True)
+        report_stalls(4)
+        if options.stalls_only:
+            return 0
         measures: dict[str, dict[str, list[float]]] = {}
         for measure in (single_inserts, bulk_create, update_moving, delete):
             measures[measure.__name__] = {arm.name: [] for arm in arms}
