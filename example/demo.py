@@ -49,6 +49,7 @@ def main() -> int:
                 load,
                 show_partition_set,
                 ask_twice,
+                count_without_counting,
                 read_from_standby,
                 read_own_writes,
                 lose_the_replica,
@@ -161,6 +162,13 @@ def ask_twice(cluster: Cluster) -> None:
     )
 
 
+def count_without_counting(cluster: Cluster) -> None:
+    import counters_demo
+
+    heading("Counts that are read, not counted")
+    counters_demo.show_counters(say, show)
+
+
 def read_from_standby(cluster: Cluster) -> None:
     from pypi.models import Upload
 
@@ -260,6 +268,8 @@ def retire(cluster: Cluster) -> None:
         f"still with their {rows:,} rows. To have them dropped, a model says "
         'retention_action = "drop"; that happens days later, in a later run.'
     )
+    say("The counter followed, in the transaction that marked each partition as detached:")
+    manage("check_counters")
 
 
 def insert_without_partition(cluster: Cluster) -> None:

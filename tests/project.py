@@ -72,3 +72,8 @@ class Project:
     def query(self, statement: str) -> list[tuple]:
         with psycopg.connect(self.node.conninfo(dbname=self.database)) as connection:
             return connection.execute(statement).fetchall()
+
+    def execute(self, script: str) -> None:
+        """Run statements that answer nothing, in one transaction."""
+        with psycopg.connect(self.node.conninfo(dbname=self.database)) as connection:
+            connection.execute(script)

@@ -41,6 +41,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_scaledb",
     "pypi",
+    "pypi_counters",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

@@ -1,6 +1,7 @@
 """The Django application."""
 
 from django.apps import AppConfig
+from django.db.models.signals import pre_migrate
 
 from django_scaledb.backend.psqlextra import lift_engine_guard, route_managers_through_the_engine
 
@@ -18,7 +19,9 @@ class ScaleDBConfig(AppConfig):
         from django_scaledb.backend import counted_partitions
         from django_scaledb.counters import autodetector as counter_autodetector
         from django_scaledb.partitions import autodetector
+        from django_scaledb.partitions.conversion import migrate
 
         autodetector.install()
         counter_autodetector.install()
         counted_partitions.install()
+        pre_migrate.connect(migrate.on_pre_migrate, sender=self)

@@ -196,3 +196,9 @@ def test_no_read_fails_when_the_replica_dies(printed):
     assert number(r"the replica was killed: (\d+) from default", text) > 0
     assert "; 0 failed" in text
     assert "it is back, and was used again" in text
+
+
+def test_the_counter_is_exact_and_follows_the_retention(printed):
+    text = section(printed, "Counts that are read, not counted")
+    assert "equals the GROUP BY of the table" in " ".join(text.split())
+    assert "pypi_counters.ProjectUploads: exact" in section(printed, "A year later: retention")

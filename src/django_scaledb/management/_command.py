@@ -17,6 +17,7 @@ from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
 from django.db import DEFAULT_DB_ALIAS, connections, router
 
+from django_scaledb.exceptions import ConfigurationError
 from django_scaledb.partitions import registry
 from django_scaledb.partitions.maintenance import Listener
 from django_scaledb.partitions.report import ModelReport, Report, Result, Sent, Status
@@ -64,6 +65,12 @@ class PartitionCommand(BaseCommand):
             metavar="ISO",
             help="work as if it were this time; without an offset it is UTC (default: the clock)",
         )
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        try:
+            return super().execute(*args, **options)
+        except ConfigurationError as error:  # of settings.SCALEDB; a model's stays with the model
+            raise CommandError(str(error)) from error
 
     def find_models(self, labels: list[str], using: str) -> list[type[PartitionedModel]]:
         """The models that the arguments name; raises `CommandError`."""

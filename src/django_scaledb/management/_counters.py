@@ -63,7 +63,7 @@ class CounterCommand(BaseCommand):
         if not is_partitioned(source):
             return []
         (found,) = catalog.read(connections[using], [source._meta.db_table])
-        if found is None:
+        if found is None or not found.is_partitioned:  # plain still, and waiting for its conversion
             return []
         return [
             partition.table.sql.as_string(None)

@@ -10,7 +10,11 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.operations.models import CreateModel
 
 from django_scaledb.partitions.models import PartitionedModel
-from django_scaledb.partitions.operations import AlterPartitioning, CreatePartitionedModel
+from django_scaledb.partitions.operations import (
+    AlterPartitioning,
+    ConvertToPartitioned,
+    CreatePartitionedModel,
+)
 from django_scaledb.partitions.state import PartitionedModelState
 
 if TYPE_CHECKING:
@@ -20,7 +24,9 @@ else:
 
 
 class PartitionedAutodetectorMixin(_Autodetector):
-    """Makes `CreatePartitionedModel` of partitioned models and follows a renamed key."""
+    """Makes `CreatePartitionedModel` of partitioned models, `ConvertToPartitioned` of those that have
+    become so, and follows a renamed key.
+    """
 
     if TYPE_CHECKING:  # Django's, unknown to django-stubs
         kept_model_keys: set[tuple[str, str]]
@@ -55,7 +61,10 @@ class PartitionedAutodetectorMixin(_Autodetector):
             old_name = self.renamed_models.get((app_label, name), name)
             old = self.from_state.models[app_label, old_name]
             new = self.to_state.models[app_label, name]
-            if not isinstance(old, PartitionedModelState) or not isinstance(new, PartitionedModelState):
+            if not isinstance(new, PartitionedModelState):
+                continue
+            if not isinstance(old, PartitionedModelState):
+                self.add_operation(app_label, ConvertToPartitioned(new.name, new.partitioning_options))
                 continue
             if old.partitioning_options != new.partitioning_options:
                 self.add_operation(app_label, AlterPartitioning(new.name, new.partitioning_options))

@@ -19,6 +19,7 @@ from django.db.models.constraints import UniqueConstraint
 from django_scaledb.exceptions import ConfigurationError, ScaleDBError
 from django_scaledb.partitions import catalog, registry
 from django_scaledb.partitions.config import KeyKind, problems
+from django_scaledb.partitions.conversion import state as conversions
 from django_scaledb.partitions.models import PartitionedModel
 from django_scaledb.partitions.options import is_partitioned
 from django_scaledb.partitions.plan import State, missing
@@ -229,16 +230,33 @@ def _check_partition_sets(
     for model, found in zip(partitioned, sets, strict=True):
         if found is None:
             continue  # not migrated yet, which is migrate's to say
+        yield from _check_conversion(connection, model, found)
         try:
             yield from _check_partition_set(model, found)
         except ScaleDBError as error:
-            convert = "" if found.is_partitioned else " The table has to become a partitioned one first."
+            convert = (
+                "" if found.is_partitioned else f" Run manage.py convert_to_partitioned {model._meta.label}."
+            )
             yield Warning(
                 f"{error} (database {connection.alias!r}).",
                 hint="Rotation leaves this model alone until table and PartitioningMeta agree." + convert,
                 obj=model,
                 id="django_scaledb.W003",
             )
+
+
+def _check_conversion(
+    connection: BaseDatabaseWrapper, model: type[PartitionedModel], found: catalog.PartitionSet
+) -> Iterator[CheckMessage]:
+    """One that was left lying: rows above its ceiling are refused, or a second table grows along."""
+    conversion = conversions.current(connection, found.table)
+    if conversion is not None:
+        yield Warning(
+            f"{connection.alias}: {conversion}; it is not finished.",
+            hint=f"See manage.py convert_to_partitioned {model._meta.label} --status.",
+            obj=model,
+            id="django_scaledb.W007",
+        )
 
 
 def _check_partition_set(

@@ -136,6 +136,75 @@ class AlterPartitioning(ModelOperation):
         return f"partition_{self.name_lower}"
 
 
+class ConvertToPartitioned(ModelOperation):
+    """Records that a plain table has become a partitioned one.
+
+    A small table is converted by the migration itself, a large one by `convert_to_partitioned`
+    before it (`partitions.conversion.migrate`). Unapplied, it leaves the table partitioned.
+    """
+
+    def __init__(self, name: str, partitioning_options: dict[str, Any]) -> None:
+        self.partitioning_options = partitioning_options
+        super().__init__(name)
+
+    def deconstruct(self) -> Any:
+        return (
+            type(self).__qualname__,
+            [],
+            {"name": self.name, "partitioning_options": self.partitioning_options},
+        )
+
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
+        plain = state.models[app_label, self.name_lower]
+        state.models[app_label, self.name_lower] = PartitionedModelState(
+            app_label,
+            plain.name,
+            list(plain.fields.items()),
+            dict(plain.options),
+            tuple(plain.bases),
+            list(plain.managers),
+            partitioning_options=self.partitioning_options,
+        )
+        state.reload_model(app_label, self.name_lower, delay=True)
+
+    def database_forwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        # Later than this module, which autodetector and apps import before there are models.
+        from django_scaledb.partitions.conversion import migrate
+
+        model = to_state.apps.get_model(app_label, self.name)
+        if not self.allow_migrate_model(schema_editor.connection.alias, model):
+            return
+        if schema_editor.collect_sql:
+            schema_editor.collected_sql.append(
+                f"-- {model._meta.db_table}: see manage.py convert_to_partitioned {model._meta.label} "
+                "--dry-run"
+            )
+            return
+        migrate.convert(schema_editor.connection, model)
+
+    def database_backwards(
+        self,
+        app_label: str,
+        schema_editor: BaseDatabaseSchemaEditor,
+        from_state: ProjectState,
+        to_state: ProjectState,
+    ) -> None:
+        """Nothing: plain models work on the partitioned table, and forwards finds it partitioned."""
+
+    def describe(self) -> str:
+        return f"Convert {self.name} to a partitioned model"
+
+    @property
+    def migration_name_fragment(self) -> str:
+        return f"convert_{self.name_lower}_to_partitioned"
+
+
 def _repartitioned(operation: CreateModel, partitioning_options: dict[str, Any]) -> CreatePartitionedModel:
     return CreatePartitionedModel(
         operation.name,

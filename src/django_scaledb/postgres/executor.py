@@ -327,7 +327,7 @@ def prelude(
     yield Statement(_set_local("statement_timeout", WORK_SECONDS * 1000 if bounded else 0))
     yield Statement(_set_local("lock_timeout", lock_timeout))
     for lock in sorted(step.locks, key=lambda lock: lock.table):
-        if lock.table not in tables and lock.mode >= LockMode.SHARE_UPDATE_EXCLUSIVE:
+        if lock.table not in tables and lock.mode is LockMode.SHARE_UPDATE_EXCLUSIVE:
             yield Statement(_LOCK_ONLY.format(lock.table.sql, sql.SQL(lock.mode.sql)), (lock,))
     yield Statement(_set_local("lock_timeout", min(QUEUE_MS, lock_timeout)))
     for lock in strong:
@@ -363,7 +363,11 @@ def _strong(step: Step) -> list[Lock]:
     """The locks for which others would queue behind us, one for each table, in a fixed order."""
     declared = {lock.table for lock in step.nowait}
     return sorted(
-        (lock for lock in step.locks if lock.table in declared or lock.mode >= LockMode.SHARE),
+        (
+            lock
+            for lock in step.locks
+            if lock.in_advance and (lock.table in declared or lock.mode >= LockMode.SHARE)
+        ),
         key=lambda lock: lock.table,
     )
 

@@ -59,10 +59,15 @@ _CONFLICTS = _conflicts()
 
 @dataclass(frozen=True)
 class Lock:
-    """The strongest lock that a statement takes on one table."""
+    """The strongest lock that a statement takes on one table.
+
+    `in_advance` says whether LOCK TABLE can ask for it before the statement does: not of a sequence,
+    and of a view it would go down to all its tables.
+    """
 
     table: TableName
     mode: LockMode
+    in_advance: bool = True
 
     def __str__(self) -> str:
         return f"{self.mode.sql} on {self.table}"
