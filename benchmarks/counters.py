@@ -135,7 +135,7 @@ def clean(arm, name: str) -> None:
         cursor.execute(f"DELETE FROM {arm.upload._meta.db_table} WHERE name = %s", [name])
 
 
-def _writer(arm_name: str, seconds: float, gate, results) -> None:
+def _writer(arm_name: str, key: int, seconds: float, gate, results) -> None:
     from django.db import connection, transaction
 
     from benchmarks.countersapp import models as m
@@ -143,7 +143,7 @@ def _writer(arm_name: str, seconds: float, gate, results) -> None:
     arm = m.ARMS[arm_name]
     connection.close()
     connection.ensure_connection()
-    project = arm.project.objects.order_by("pk")[0]
+    project = arm.project.objects.order_by("pk")[key]
     done, deadlocks = 0, 0
     gate.wait()
     until = time.perf_counter() + seconds
@@ -159,15 +159,19 @@ def _writer(arm_name: str, seconds: float, gate, results) -> None:
     connection.close()
 
 
-def throughput(arm, writers: int, seconds: float) -> tuple[float, int]:
-    """Transactions per second of `writers` processes that insert below one parent and work 5 ms on."""
+def throughput(arm, writers: int, seconds: float, *, spread: bool = False) -> tuple[float, int]:
+    """Transactions per second of `writers` processes that insert below one parent and work 5 ms on.
+
+    With `spread` each has a parent of its own: the same work, and nobody to wait for.
+    """
     from django.db import connection
 
     connection.close()
     context = multiprocessing.get_context("fork")
     gate, results = context.Barrier(writers), context.SimpleQueue()
     processes = [
-        context.Process(target=_writer, args=(arm.name, seconds, gate, results)) for _ in range(writers)
+        context.Process(target=_writer, args=(arm.name, i if spread else 0, seconds, gate, results))
+        for i in range(writers)
     ]
     for process in processes:
         process.start()
@@ -214,6 +218,74 @@ def read_times(rows: int) -> dict[str, float]:
     }
 
 
+def _stalled(arm_name: str, key: int, gate, stop, results) -> None:
+    from django.db import connection
+
+    from benchmarks.countersapp import models as m
+
+    arm = m.ARMS[arm_name]
+    connection.close()
+    connection.ensure_connection()
+    project = arm.project.objects.order_by("pk")[key]
+    longest = 0.0
+    gate.wait()
+    while not stop.is_set():
+        begun = time.perf_counter()
+        arm.upload.objects.create(project=project, size=1, name="hot")
+        longest = max(longest, time.perf_counter() - begun)
+    results.put(longest)
+    connection.close()
+
+
+def longest_stall(arm, counter, writers: int, *, repairing: bool) -> tuple[float, float]:
+    """The longest single write while a counter whose keys are all wrong is rebuilt, and how long that took.
+
+    Without `repairing` for half a second of nothing: what the machine does to a write by itself.
+    """
+    from django.db import connection
+    from django.db.models import F
+
+    from django_scaledb.counters import rebuild
+
+    counter.objects.update(total=F("total") + 7)
+    connection.close()
+    context = multiprocessing.get_context("fork")
+    gate, stop, results = context.Barrier(writers + 1), context.Event(), context.SimpleQueue()
+    processes = [
+        context.Process(target=_stalled, args=(arm.name, i, gate, stop, results)) for i in range(writers)
+    ]
+    for process in processes:
+        process.start()
+    gate.wait()
+    time.sleep(0.1)
+    begun = time.perf_counter()
+    if repairing:
+        assert rebuild.rebuild(counter, "default") > 0
+    else:
+        time.sleep(0.5)
+    taken = time.perf_counter() - begun
+    stop.set()
+    longest = max(results.get() for _ in processes)
+    for process in processes:
+        process.join()
+    rebuild.rebuild(counter, "default")
+    assert rebuild.check(counter, "default").ok
+    return longest, taken
+
+
+def report_stalls(writers: int) -> None:
+    from benchmarks.countersapp import models as m
+
+    for name, counter in (("scaledb signals", m.SignalsUploads), ("scaledb trigger", m.TriggerUploads)):
+        alone, _ = longest_stall(m.ARMS[name], counter, writers, repairing=False)
+        stall, taken = longest_stall(m.ARMS[name], counter, writers, repairing=True)
+        print(
+            f"{name}: longest write of {writers} writers {stall * 1000:.1f} ms during a rebuild of "
+            f"{taken * 1000:.0f} ms, {alone * 1000:.1f} ms without one",
+            flush=True,
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -223,6 +295,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--writers", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=3.0, help="per arm and round of the throughput")
+    parser.add_argument(
+        "--throughput-rounds", type=int, help="rounds of the throughput (default: half the others)"
+    )
+    parser.add_argument("--throughput-only", action="store_true", help="leave out everything else")
+    parser.add_argument("--stalls-only", action="store_true", help="only the writers beside a rebuild")
     parser.add_argument("--read-rows", type=int, default=1_000_000)
     parser.add_argument("--only", action="append", help="measure only these arms, beside no counter")
     parser.add_argument("--verbose", action="store_true")
@@ -241,10 +318,13 @@ def main() -> int:
             if not options.only or name in options.only or name == "no counter"
         ]
         print(f"{cluster.postgres}, {options.rows} rows, {options.rounds} rounds", flush=True)
+        report_stalls(4)
+        if options.stalls_only:
+            return 0
         measures: dict[str, dict[str, list[float]]] = {}
         for measure in (single_inserts, bulk_create, update_moving, delete):
             measures[measure.__name__] = {arm.name: [] for arm in arms}
-        for number in range(options.rounds + 1):
+        for number in range(0 if options.throughput_only else options.rounds + 1):
             for measure in (single_inserts, bulk_create, update_moving, delete):
                 for arm in arms:
                     if measure is delete and arm.name == "django-computedfields":
@@ -256,13 +336,20 @@ def main() -> int:
                     if number:  # the first round warms up
                         measures[measure.__name__][arm.name].append(taken)
         deadlocks = dict.fromkeys((arm.name for arm in arms), 0)
-        measures["throughput"] = {arm.name: [] for arm in arms}
-        for _ in range(max(1, options.rounds // 2)):
-            for arm in arms:
-                per_second, errors = throughput(arm, options.writers, options.seconds)
-                measures["throughput"][arm.name].append(per_second)
-                deadlocks[arm.name] += errors
-        reads = read_times(options.read_rows)
+        for name in ("own keys", "one key"):
+            measures[name] = {arm.name: [] for arm in arms}
+        for number in range(options.throughput_rounds or max(1, options.rounds // 2)):
+            # Every other round the other way round: who comes last is at no disadvantage.
+            for arm in arms if number % 2 else reversed(arms):
+                for name in ("own keys", "one key"):
+                    per_second, errors = throughput(
+                        arm, options.writers, options.seconds, spread=name == "own keys"
+                    )
+                    if options.verbose:
+                        print(f"{number} {arm.name}, {name}: {per_second:.0f} transactions/s", flush=True)
+                    measures[name][arm.name].append(per_second)
+                    deadlocks[arm.name] += errors
+        reads = None if options.throughput_only else read_times(options.read_rows)
     report(arms, measures, deadlocks, reads)
     if options.json:
         with open(options.json, "w") as file:
@@ -270,24 +357,29 @@ def main() -> int:
     return 0
 
 
+def median_ratio(values: list[float], base: list[float]) -> str:
+    if not values:
+        return f"{'-':>16}"
+    return f"{statistics.median(a / b for a, b in zip(values, base, strict=True)):16.2f}"
+
+
 def report(arms, measures, deadlocks, reads) -> None:
+    """The last three columns: throughput, more is better; the last one by itself is what waiting costs."""
     base = {name: values["no counter"] for name, values in measures.items()}
-    names = list(measures)
-    print(f"\n{'ratio to no counter':26}" + "".join(f"{name:>16}" for name in names) + f"{'errors':>8}")
+    heads = [*measures, "one / own"]
+    print(f"\n{'ratio to no counter':26}" + "".join(f"{name:>16}" for name in heads) + f"{'errors':>8}")
     for arm in arms:
-        cells = []
-        for name in names:
-            values = measures[name][arm.name]
-            ratio = (
-                statistics.median(a / b for a, b in zip(values, base[name], strict=True)) if values else None
-            )
-            cells.append(f"{ratio:16.2f}" if ratio is not None else f"{'-':>16}")
+        cells = [median_ratio(measures[name][arm.name], base[name]) for name in measures]
+        cells.append(median_ratio(measures["one key"][arm.name], measures["own keys"][arm.name]))
         print(f"{arm.name:26}" + "".join(cells) + f"{deadlocks[arm.name]:8}")
+    times = [name for name in measures if "key" not in name]
     print(
-        f"{'no counter, ms':26}"
-        + "".join(f"{statistics.median(base[n]) * 1000:16.2f}" for n in names[:-1])
-        + f"{statistics.median(base['throughput']):12.0f} tps"
+        f"{'no counter, ms and tps':26}"
+        + "".join(f"{statistics.median(base[n] or [0]) * 1000:16.2f}" for n in times)
+        + "".join(f"{statistics.median(base[n]):16.0f}" for n in ("own keys", "one key"))
     )
+    if reads is None:
+        return
     print(
         f"\n{reads['rows']} rows: COUNT(*) {reads['count_ms']:.1f} ms, counter row {reads['row_ms']:.2f} ms "
         f"({reads['count_ms'] / reads['row_ms']:.0f} x); first back-fill {reads['rebuild_ms']:.0f} ms"

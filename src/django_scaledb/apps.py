@@ -3,10 +3,11 @@
 from django.apps import AppConfig
 from django.db.models.signals import pre_migrate
 
-from django_scaledb.backend.psqlextra import lift_engine_guard
+from django_scaledb.backend.psqlextra import lift_engine_guard, route_managers_through_the_engine
 
 # Now, not in ready(): django-postgres-extra's models may be imported before ours.
 lift_engine_guard()
+route_managers_through_the_engine()
 
 
 class ScaleDBConfig(AppConfig):

@@ -3,6 +3,7 @@
 from django.db import models
 from django.db.models import Avg, Count, Q, Sum
 from django.db.models.functions import TruncMonth
+from psqlextra.models import PostgresModel
 
 from django_scaledb.models import CounterModel, PartitionedModel
 
@@ -56,6 +57,14 @@ class Delivery(models.Model):
     filename = models.CharField(max_length=50, null=True, unique=True)
 
 
+class Parcel(PostgresModel):
+    """A model whose managers and queries are django-postgres-extra's."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, null=True)
+    size = models.BigIntegerField(null=True, default=0)
+    filename = models.CharField(max_length=50, null=True, unique=True)
+
+
 class UploadsPerProject(CounterModel):
     class CounterMeta:
         source = "counterapp.Upload"
@@ -90,6 +99,13 @@ class UploadsPerOwner(CounterModel):
     class CounterMeta:
         source = "counterapp.Upload"
         group_by = {"owner": "project__owner", "country": "project__owner__country"}
+        totals = {"total": Count("*"), "bytes": Sum("size")}
+
+
+class ParcelsPerProject(CounterModel):
+    class CounterMeta:
+        source = "counterapp.Parcel"
+        group_by = ["project"]
         totals = {"total": Count("*"), "bytes": Sum("size")}
 
 

@@ -5,14 +5,17 @@ from datetime import UTC, datetime
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, NotSupportedError, connection, transaction
 from django.db.models import Case, F, Value, When
+from psqlextra.types import ConflictAction
 
 from django_scaledb.counters.registry import counters
 from django_scaledb.testing.counters import assert_same_totals
 from tests.counterapp.models import (
     Download,
     Owner,
+    Parcel,
+    ParcelsPerProject,
     Project,
     ShownPerKind,
     Tag,
@@ -408,3 +411,48 @@ def test_a_savepoint_rolled_back_to_twice(world):
         transaction.savepoint_rollback(sid)
         save_new()
     assert_exact()
+
+
+# -- django-postgres-extra's managers
+
+
+def test_the_managers_of_django_postgres_extra_count(world):
+    first, second, *_ = world[1]
+    row = Parcel.objects.create(project=first, size=3)
+    Parcel.objects.bulk_create([Parcel(project=first, size=i) for i in range(3)])
+    row.project = second
+    row.save()
+    assert_same_totals(ParcelsPerProject)
+    Parcel.objects.filter(project=first).update(size=F("size") + 5)
+    assert_same_totals(ParcelsPerProject)
+    Parcel.objects.update(project=second)
+    moved = list(Parcel.objects.all())
+    for parcel in moved:
+        parcel.project = first
+    Parcel.objects.bulk_update(moved, ["project"])
+    assert_same_totals(ParcelsPerProject)
+    for _ in range(2):
+        Parcel.objects.bulk_create(
+            [Parcel(project=second, filename="f", size=9)],
+            update_conflicts=True,
+            unique_fields=["filename"],
+            update_fields=["project", "size"],
+        )
+    Parcel.objects.filter(size=9).delete()
+    assert_same_totals(ParcelsPerProject)
+    assert ParcelsPerProject.objects.get(project=first).total == 4
+
+
+@pytest.mark.parametrize("action", [ConflictAction.NOTHING, ConflictAction.UPDATE])
+def test_an_upsert_that_cannot_report_is_refused(world, action):
+    """SQL of its own, which no counter sees: better an error than a wrong number."""
+    manager = Parcel.objects.on_conflict(["filename"], action)
+    fields = {"project": world[1][0], "filename": "f", "size": 1}
+    for write in (manager.insert, manager.insert_and_get):
+        with pytest.raises(NotSupportedError, match=r"not seen by counterapp\.ParcelsPerProject"):
+            write(**fields)
+    with pytest.raises(NotSupportedError, match="update_conflicts=True"):
+        manager.bulk_insert([fields])
+    with pytest.raises(NotSupportedError):
+        Parcel.objects.upsert(["filename"], fields)
+    assert not Parcel.objects.exists()

@@ -10,13 +10,24 @@ from __future__ import annotations
 from typing import Any
 
 from django.apps import apps
+from django.db import connections
 from django.db.models import Manager
 from psqlextra import compiler
 from psqlextra.backend.base import DatabaseWrapper
 from psqlextra.backend.schema import PostgresSchemaEditor
 from psqlextra.manager import PostgresManager
+from psqlextra.sql import PostgresInsertQuery, PostgresUpdateQuery
 
-__all__ = ["DatabaseWrapper", "PostgresSchemaEditor", "compiler", "lift_engine_guard", "uses_hstore"]
+from django_scaledb.counters.compiler import refuse_uncounted_upsert
+
+__all__ = [
+    "DatabaseWrapper",
+    "PostgresSchemaEditor",
+    "compiler",
+    "lift_engine_guard",
+    "route_managers_through_the_engine",
+    "uses_hstore",
+]
 
 
 def lift_engine_guard() -> None:
@@ -30,6 +41,30 @@ def lift_engine_guard() -> None:
         Manager.__init__(self, *args, **kwargs)
 
     PostgresManager.__init__ = __init__  # type: ignore[method-assign]
+
+
+def route_managers_through_the_engine() -> None:
+    """Let the queries of its managers be compiled by the ENGINE, as all others are.
+
+    They name its compilers directly. ``update()`` of a `PostgresManager`, and every ``save()`` of a
+    `PostgresModel`, would write past the counters; what ``on_conflict()`` begins writes SQL of
+    its own that cannot report, and is refused where a counter depends on it.
+    """
+
+    def update_compiler(self: Any, using: str | None = None, connection: Any = None) -> Any:
+        connection = connections[using] if using else connection
+        found = connection.ops.compiler("SQLUpdateCompiler")
+        if not issubclass(found, compiler.SQLUpdateCompiler):
+            found = compiler.SQLUpdateCompiler
+        return found(self, connection, using)
+
+    def insert_compiler(self: Any, using: str | None = None, connection: Any = None) -> Any:
+        connection = connections[using] if using else connection
+        refuse_uncounted_upsert(self.model, connection, updates=self.conflict_action.value == "UPDATE")
+        return compiler.PostgresInsertOnConflictCompiler(self, connection, using)  # type: ignore[no-untyped-call]
+
+    PostgresUpdateQuery.get_compiler = update_compiler  # type: ignore[method-assign]
+    PostgresInsertQuery.get_compiler = insert_compiler  # type: ignore[method-assign]
 
 
 def uses_hstore() -> bool:

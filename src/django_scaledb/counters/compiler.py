@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.core.exceptions import EmptyResultSet
-from django.db import OperationalError, transaction
+from django.db import NotSupportedError, OperationalError, transaction
 from django.db.models.constants import OnConflict
 from django.db.models.sql.constants import ROW_COUNT
 
@@ -24,6 +24,8 @@ from django_scaledb.counters.writes import AFTER, BEFORE, OLD, WriteSet
 from django_scaledb.exceptions import ScaleDBError
 
 if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import Model
     from django.db.models.sql.compiler import SQLCompiler as _Compiler
     from django.db.models.sql.compiler import SQLDeleteCompiler as _DeleteCompiler
     from django.db.models.sql.compiler import SQLInsertCompiler as _InsertCompiler
@@ -36,6 +38,23 @@ RETURNING_OLD = 180000
 """PostgreSQL 18 returns OLD and NEW; before it, old values come from rows locked beforehand."""
 RETRIED = ("40001", "40P01")
 ATTEMPTS = 20
+
+
+def refuse_uncounted_upsert(model: type[Model], connection: BaseDatabaseWrapper, *, updates: bool) -> None:
+    """Raise `NotSupportedError` where an upsert that reports nothing would leave a counter wrong.
+
+    A new row of a span's parent changes no counter; one that is replaced may.
+    """
+    if not getattr(connection, "keeps_counters", False):
+        return
+    watch = registry.watch(model)
+    affected = () if watch is None else (*watch.counted, *(watch.spanned if updates else ()))
+    if affected:
+        concerned = sorted({counter._meta.label for counter in affected})
+        raise NotSupportedError(
+            f"on_conflict() and upsert() of {model._meta.label} are not seen by {', '.join(concerned)}; use "
+            'bulk_create(update_conflicts=True) or ignore_conflicts=True, or declare mechanism = "trigger"'
+        )
 
 
 class _RowAppeared(Exception):

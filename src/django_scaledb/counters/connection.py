@@ -12,6 +12,7 @@ from django_scaledb.counters.deltas import DeltaLog, HopName, RawKey
 from django_scaledb.counters.signals import counters_changed
 from django_scaledb.counters.statements import (
     fold,
+    fold_one,
     former_relation,
     pending_for_key,
     pending_relation,
@@ -112,6 +113,7 @@ class CounterConnectionMixin(_Wrapper):
         told: list[tuple[type[CounterModel], Any]] = []
         locks: list[str] = []
         folds: list[str] = []
+        params: list[Any] = []
         self.ensure_connection()
         for counter, definition, former in self._changed_counters():
             pending = log.pending(definition.label)
@@ -122,14 +124,24 @@ class CounterConnectionMixin(_Wrapper):
                 function = "pg_advisory_xact_lock" if former else "pg_advisory_xact_lock_shared"
                 locks.append(f"SELECT {function}({definition.lock_id})")
             safe = definition.escaped
-            text = fold(safe, pending_relation(safe, unnested(safe)), self._former_relations(safe, former))
-            params = [*_arrays(definition, pending), *self._former_arrays(former)]
-            folds.append(self.ops.compose_sql(text, params))
+            if len(pending) == 1 and not definition.hops:
+                folds.append(fold_one(safe))
+                ((key, amounts),) = pending.items()
+                params += [*key, *amounts]
+            else:
+                folds.append(
+                    fold(safe, pending_relation(safe, unnested(safe)), self._former_relations(safe, former))
+                )
+                params += [*_arrays(definition, pending), *self._former_arrays(former)]
             if pending and counters_changed.has_listeners(counter):
                 told.append((counter, _told(definition, pending)))
         if folds:
+            text = ";\n".join([*locks, *folds, *last])
+            if self.settings_dict["OPTIONS"].get("server_side_binding"):
+                # Parameters that travel by themselves allow for one statement a message.
+                text, params = self.ops.compose_sql(text, params), []
             with self.cursor() as cursor:
-                cursor.execute(";\n".join([*locks, *folds, *last]))
+                cursor.execute(text, params or None)
         log.spend()
         if told:
             # Not on_commit(): before COMMIT no atomic block is left for it to see.
@@ -143,10 +155,8 @@ class CounterConnectionMixin(_Wrapper):
         labels = set(self.counter_deltas.labels())
         hops = set(self.counter_deltas.former_hops())
         found = []
-        for counter in registry.counters():
+        for counter in registry.by_signals():
             if counter._meta.label not in labels and not hops:
-                continue
-            if counter._counter_meta.mechanism != "signals" or not counter._counter_meta.is_built:
                 continue
             definition = registry.definition(counter, self)
             former = [name for hop in definition.hops if (name := (hop.table, hop.value)) in hops]

@@ -81,6 +81,10 @@ class Definition:
     totals: tuple[Total, ...]
     where: str | None = None
 
+    def __hash__(self) -> int:
+        # What is made of a definition is looked up for each write: not all fragments again.
+        return hash(self.label)
+
     @property
     def alias(self) -> str:
         return quote(self.source_table)

@@ -39,29 +39,39 @@ class Watch:
 
 
 _watches: dict[str, Watch] | None = None
+_by_signals: tuple[type[CounterModel], ...] = ()
 _definitions: dict[tuple[str, str], Definition] = {}
 
 
 def _all_watches() -> dict[str, Watch]:
-    global _watches
+    global _watches, _by_signals
     if _watches is None:
+        by_signals: list[type[CounterModel]] = []
         counted: dict[str, list[type[CounterModel]]] = {}
         spanned: dict[str, list[type[CounterModel]]] = {}
         for counter in counters():
             options = counter._counter_meta
             if options.mechanism != "signals" or not options.is_built:
                 continue
+            by_signals.append(counter)
             counted.setdefault(".".join(options.source_key), []).append(counter)
             for group in options.groups:
                 for step in group.path[1:]:
                     into = spanned.setdefault(step.model._meta.label_lower, [])
                     if counter not in into:
                         into.append(counter)
+        _by_signals = tuple(by_signals)
         _watches = {
             label: Watch(tuple(counted.get(label, ())), tuple(spanned.get(label, ())))
             for label in {*counted, *spanned}
         }
     return _watches
+
+
+def by_signals() -> tuple[type[CounterModel], ...]:
+    """The counters that the ORM's writes keep; made once, because every COMMIT asks."""
+    _all_watches()
+    return _by_signals
 
 
 def forget() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from django_scaledb.counters.definition import Definition, Hop, quote
 from django_scaledb.counters.statements import changes, fold, raw_groups
@@ -126,6 +127,7 @@ class WriteSet:
 
     # -- amounts beside each row
 
+    @lru_cache(maxsize=1024)  # noqa: B019  # a value object, and there are few
     def beside(self) -> list[str]:
         """Beside a returned row: per counter the key as text, then the amounts (NULL: not counted)."""
         columns = []
