@@ -145,6 +145,10 @@ class _Resolver:
         return self._sql(expression.resolve_expression(self.query, allow_joins=False))
 
     def _condition(self, condition: Any) -> str | None:
+        if condition is not None and not isinstance(condition, models.Q):
+            # From Django 6.1 on an aggregate keeps its filter in a wrapper of its own.
+            wrapped: list[Any] = getattr(condition, "get_source_expressions", list)()
+            condition = wrapped[0] if len(wrapped) == 1 else condition
         if not condition:
             return None
         if not isinstance(condition, models.Q):

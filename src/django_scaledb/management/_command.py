@@ -178,9 +178,13 @@ class CommandListener(Listener):
     def on_result(self, model: ModelReport, result: Result) -> None:
         if self._progress is not None:
             self._progress.advance()
-        has_bar = self._progress is not None and self._progress.has_bar
+        # Where both go to the terminal the bar stands for the lines; a file gets them all.
+        has_bar = self._progress is not None and self._progress.has_bar and self._out_is_terminal()
         if self._out is not None and result.status is Status.DONE and not has_bar:
             self._out.write(f"{model.label}: {_DONE[result.action]} {subject(result)}")
+
+    def _out_is_terminal(self) -> bool:
+        return self._out is not None and self._out.isatty()
 
     def on_wait(self, waiting: Waiting) -> None:
         # The first pause is not worth a word.
