@@ -493,3 +493,18 @@ def test_an_orphaned_session_ends_by_itself(lab: Lab) -> None:
     with RunSession(lab.connection, "django_scaledb test", patience=1), lab.connection.cursor() as cursor:
         cursor.execute("SHOW client_connection_check_interval")
         assert cursor.fetchone() == ("500ms",)
+
+
+@pytest.mark.parametrize("table", ["lab_upload", "lab_account", "lab_upload_y2026m05"])
+def test_a_table_that_somebody_has_for_himself(lab: Lab, table: str) -> None:
+    """Not even the look at who is in the way may wait for him."""
+    lab.create(Account, Upload)
+    parent = partition_set(lab, "lab_upload")
+    other = lab.session()
+    other.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")  # type: ignore[arg-type]
+    with executor(lab, deadline=0.5) as door:
+        if table != "lab_upload_y2026m05":
+            with pytest.raises(LockNotAvailable, match=f"pid {other.info.backend_pid} .*ACCESS EXCLUSIVE"):
+                door.run(ddl.create(parent, registry.config_for(Upload), JULY, public("new")))
+        with pytest.raises(LockNotAvailable, match=f"pid {other.info.backend_pid} .*ACCESS EXCLUSIVE"):
+            door.run(ddl.detach(parent, parent.members[0], JULY))

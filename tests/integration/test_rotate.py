@@ -552,6 +552,24 @@ def test_what_fails_or_is_blocked_stays_with_its_model(lab: Lab, meta: Any) -> N
     assert not any(name.startswith("lab_upload_y2026m08") for name in lab.tables())
 
 
+@pytest.mark.parametrize("table", ["lab_upload", "lab_upload_rest"])
+def test_a_table_that_somebody_has_for_himself_stops_its_model_alone(lab: Lab, table: str) -> None:
+    """With PostgreSQL 17 and later pg_get_expr would wait for him, as pg_partition_tree always did."""
+    lab.create(Account, Upload, Plain)
+    lab.execute("CREATE TABLE lab_upload_rest PARTITION OF lab_upload DEFAULT")
+    other = lab.session()
+    other.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")  # type: ignore[arg-type]
+    begun = time.monotonic()
+    report = rotate(lab, Upload, Plain, now=NOW + timedelta(days=31), deadline=1.5)
+    assert time.monotonic() - begun < 4
+    ((label, reason),) = report.failures()
+    assert label == "lab.Upload"
+    assert f"pid {other.info.backend_pid}" in reason
+    assert [r.status for r in report.models[1].results] == [Status.DONE]
+    other.rollback()
+    assert done(rotate(lab, Upload, now=NOW + timedelta(days=31))) == ["create lab_upload_y2026m08"]
+
+
 def test_a_blocked_model_does_not_use_up_the_time_of_the_others(lab: Lab) -> None:
     lab.create(Account, Upload, Plain)
     writer = lab.session()

@@ -213,19 +213,24 @@ def test_odd_names_are_shown(lab: Lab) -> None:
     assert content["models"][0]["partitions"][0]["partition"] == "public.Odd Table_y2026m05"
 
 
-def test_a_lock_costs_the_sizes_or_is_named(lab: Lab) -> None:
-    """From PostgreSQL 17 on even the bounds of a table that is locked like this cannot be read."""
+def test_a_lock_costs_the_size_of_that_table_alone(lab: Lab) -> None:
     lab.create(Account, Event)
     other = lab.session()
     other.execute("LOCK TABLE testapp_event_y2026m06 IN ACCESS EXCLUSIVE MODE")
     code, content = show_json("testapp.Event", "--check")
-    if lab.connection.pg_version >= 170000:
-        assert code == 1
-        assert content["error"]["type"] == "LockNotAvailable"
-        assert f"pid {other.info.backend_pid} on testapp_event_y2026m06" in content["error"]["message"]
-    else:
-        assert code == 0
-        assert [p["bytes"] for p in content["models"][0]["partitions"]] == [None] * 4
+    assert code == 0
+    assert [p["bytes"] is None for p in content["models"][0]["partitions"]] == [False, True, False, False]
+
+
+def test_a_default_partition_that_is_locked_is_named(lab: Lab) -> None:
+    lab.create(Account, Event, Reading)
+    lab.execute("CREATE TABLE rest PARTITION OF testapp_event DEFAULT")
+    other = lab.session()
+    other.execute("LOCK TABLE rest IN ACCESS EXCLUSIVE MODE")
+    code, content = show_json("testapp.Event", "testapp.Reading", "--check")
+    assert code == 1
+    assert [problem for problem, _ in problems(content)] == ["default rows"]
+    assert f"pid {other.info.backend_pid}" in content["models"][0]["problems"][0]["message"]
 
 
 def test_an_unreachable_database(lab: Lab) -> None:

@@ -12,27 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import OperationalError, transaction
+from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_scaledb.exceptions import LockNotAvailable, PlanError
+from django_scaledb.exceptions import PlanError
 from django_scaledb.partitions.bounds import parse
 from django_scaledb.partitions.config import PartitionConfig
 from django_scaledb.partitions.marker import PREFIX, Marker, MarkState
 from django_scaledb.partitions.plan import Partition, State
 from django_scaledb.postgres.identifiers import TableName
-
-LOCK_TIMEOUT = 2000
-"""Milliseconds to wait where a bound cannot be read because its table is locked."""
-
-_LOCK_NOT_AVAILABLE = "55P03"
-_WHO = """
-SELECT DISTINCT l.pid, c.oid::regclass::text FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
-WHERE l.granted AND l.mode = 'AccessExclusiveLock' AND l.pid <> pg_backend_pid() AND c.relispartition
-    AND c.relkind IN ('r', 'p')
-    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-LIMIT 5
-"""
 
 _RANGE = "r"
 _STRATEGIES = {"r": "range", "l": "list", "h": "hash"}
@@ -144,7 +132,8 @@ def _detached(member: Member) -> Partition:
 
 # -- reading
 
-# `incoming` is worked out once for all sets: pg_constraint has no index on confrelid.
+# `incoming` is worked out once for all sets: pg_constraint has no index on confrelid. A bound is an
+# expression without columns: read for relation 0, pg_get_expr locks no table and waits for nobody.
 _SETS = """
 WITH wanted AS (
     SELECT ord, to_regclass(name) AS oid FROM unnest(%s::text[]) WITH ORDINALITY AS t (name, ord)
@@ -182,7 +171,7 @@ SELECT w.ord, json_build_object(
     ),
     'members', (
         SELECT json_agg(json_build_array(
-            mn.nspname, m.relname, m.oid::int8, pg_get_expr(m.relpartbound, m.oid),
+            mn.nspname, m.relname, m.oid::int8, pg_get_expr(m.relpartbound, 0),
             h.inhdetachpending, d.description
         ) ORDER BY m.oid)
         FROM pg_inherits h
@@ -211,33 +200,15 @@ ORDER BY 1
 def read(connection: BaseDatabaseWrapper, db_tables: Sequence[str]) -> list[PartitionSet | None]:
     """The partition set of each of `db_tables` (as in ``Meta.db_table``); None where no table is.
 
-    One query, however many tables and partitions there are. Raises `LockNotAvailable` when somebody
-    holds ACCESS EXCLUSIVE on a partition (since PostgreSQL 17, pg_get_expr opens the table).
+    One query, however many tables and partitions there are, and no lock on any of them.
     """
     names = [connection.ops.quote_name(name) for name in db_tables]
-    try:
-        with pinned(connection) as cursor:
-            cursor.execute("SELECT set_config('lock_timeout', %s, true)", [str(LOCK_TIMEOUT)])
-            cursor.execute(_SETS, [names, PREFIX])
-            rows = cursor.fetchall()
-    except OperationalError as error:
-        if getattr(error.__cause__, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
-            raise
-        raise _in_the_way(connection) from error
+    with pinned(connection) as cursor:
+        cursor.execute(_SETS, [names, PREFIX])
+        rows = cursor.fetchall()
     loose = [_member(json.loads(text)) for position, text in rows if position == 0]
     sets = {position: _partition_set(json.loads(text), loose) for position, text in rows if position}
     return [sets.get(position) for position in range(1, len(names) + 1)]
-
-
-def _in_the_way(connection: BaseDatabaseWrapper) -> LockNotAvailable:
-    with connection.cursor() as cursor:
-        cursor.execute(_WHO)
-        found = [f"pid {pid} on {table}" for pid, table in cursor.fetchall()]
-    who = f": {', '.join(found)}" if found else "; whoever it was has just gone"
-    return LockNotAvailable(
-        f"cannot read the bounds of the partitions, because a table is locked in ACCESS EXCLUSIVE mode{who}. "
-        "Run again later, or end the session with SELECT pg_terminate_backend(pid)"
-    )
 
 
 @contextmanager

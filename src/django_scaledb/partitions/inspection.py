@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,22 @@ from django.db import OperationalError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import sql
 
+from django_scaledb.exceptions import LockNotAvailable
 from django_scaledb.partitions.bounds import Range
 from django_scaledb.partitions.catalog import pinned
 from django_scaledb.partitions.config import PartitionConfig
 from django_scaledb.partitions.marker import Marker
 from django_scaledb.partitions.plan import State
+from django_scaledb.postgres.blockers import conflicting, describe
+from django_scaledb.postgres.executor import sqlstate
 from django_scaledb.postgres.identifiers import TableName
+from django_scaledb.postgres.locks import Lock, LockMode
+
+LOOK_TIMEOUT = 1000
+"""Milliseconds to wait where a table itself has to be looked at."""
+
+_LOCK_NOT_AVAILABLE = "55P03"
+_QUERY_CANCELED = "57014"
 
 
 def attachment(connection: BaseDatabaseWrapper, parent: int, oid: int) -> State | None:
@@ -76,13 +87,33 @@ def taken_names(connection: BaseDatabaseWrapper, schema: str, names: Sequence[st
 def count_rows(
     connection: BaseDatabaseWrapper, table: TableName, wanted: Range, config: PartitionConfig, limit: int
 ) -> int:
-    """How many rows of `wanted` lie in `table`; counting ends at `limit`."""
+    """How many rows of `wanted` lie in `table`; counting ends at `limit`.
+
+    Raises `LockNotAvailable` when somebody has the table for himself.
+    """
     query = sql.SQL("SELECT count(*) FROM (SELECT FROM {} WHERE {} LIMIT {}) AS t").format(
         table.sql, wanted.check(config.column, config.key_kind), sql.Literal(limit)
     )
-    with connection.cursor() as cursor:
+    with _reading(connection, table, "lock_timeout", LOOK_TIMEOUT) as cursor:
         cursor.execute(query.as_string(connection.connection))
         return int(cursor.fetchone()[0])
+
+
+@contextmanager
+def _reading(
+    connection: BaseDatabaseWrapper, table: TableName, timeout: str, milliseconds: int
+) -> Iterator[Any]:
+    """A cursor to read `table` with: a lock that is not granted in time is `LockNotAvailable`."""
+    try:
+        with pinned(connection) as cursor:
+            cursor.execute("SELECT set_config(%s, %s, true)", [timeout, f"{milliseconds}ms"])
+            yield cursor
+    except OperationalError as error:
+        if sqlstate(error) not in (_LOCK_NOT_AVAILABLE, _QUERY_CANCELED):
+            raise
+        blockers = conflicting(connection, [Lock(table, LockMode.ACCESS_SHARE)])
+        who = f"in the way: {describe(blockers)}" if blockers else "it took too long"
+        raise LockNotAvailable(f"cannot look into {table}: {who}. Run again later") from error
 
 
 @dataclass(frozen=True)
@@ -115,7 +146,8 @@ def ends_of_key(
 ) -> tuple[str | None, str | None] | None:
     """The least and the greatest key in `table` as text (timestamps in UTC); None when it is empty.
 
-    Both are None when finding them takes long: there is seldom an index on the key alone.
+    Both are None when finding them takes long: there is seldom an index on the key alone. Raises
+    `LockNotAvailable` when somebody has the table for himself.
     """
     names = {"table": table.sql, "key": sql.Identifier(column)}
     any_row = sql.SQL("SELECT EXISTS (SELECT FROM {table})").format(**names)
@@ -123,7 +155,7 @@ def ends_of_key(
         "SELECT (SELECT {key}::text FROM {table} ORDER BY {key} LIMIT 1), "
         "(SELECT {key}::text FROM {table} ORDER BY {key} DESC LIMIT 1)"
     ).format(**names)
-    with pinned(connection, ENDS_TIMEOUT) as cursor:
+    with _reading(connection, table, "statement_timeout", LOOK_TIMEOUT) as cursor:
         cursor.execute(any_row.as_string(connection.connection))
         if not cursor.fetchone()[0]:
             return None
@@ -132,12 +164,10 @@ def ends_of_key(
                 cursor.execute(ends.as_string(connection.connection))
                 first, last = cursor.fetchone()
                 return first, last
-        except OperationalError:
+        except OperationalError as error:
+            if sqlstate(error) != _QUERY_CANCELED:
+                raise
             return None, None
-
-
-ENDS_TIMEOUT = 1000
-"""Milliseconds that a statement of `ends_of_key` may take."""
 
 
 @dataclass(frozen=True)
@@ -148,22 +178,38 @@ class Size:
     bytes: int | None
 
 
-def sizes(connection: BaseDatabaseWrapper, oids: Sequence[int], *, lock_timeout: int) -> dict[int, Size]:
-    """The size of each table, its own partitions summed up; empty when a lock is in the way."""
+def sizes(connection: BaseDatabaseWrapper, oids: Sequence[int]) -> dict[int, Size]:
+    """The size of each table, its own partitions summed up.
+
+    Bytes are unknown where somebody has a table for himself: to measure it is to wait for him.
+    """
     try:
-        with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{lock_timeout}ms"])
-            cursor.execute(
-                "SELECT t.oid::int8, sum(CASE WHEN c.reltuples >= 0 THEN c.reltuples END)::int8, "
-                "sum(pg_total_relation_size(c.oid))::int8 "
-                "FROM unnest(%s::oid[]) AS t (oid) "
-                "CROSS JOIN LATERAL (SELECT coalesce(p.relid, t.oid) AS leaf FROM (SELECT t.oid) AS one "
-                "LEFT JOIN pg_partition_tree(t.oid) p ON p.isleaf) AS leaves "
-                "JOIN pg_class c ON c.oid = leaves.leaf GROUP BY t.oid",
-                [list(oids)],
-            )
-            found = {oid: Size(rows, total) for oid, rows, total in cursor.fetchall()}
-            transaction.set_rollback(True, using=connection.alias)
-            return found
-    except OperationalError:
-        return {}
+        with pinned(connection) as cursor:
+            cursor.execute("SELECT set_config('lock_timeout', %s, true)", [f"{LOOK_TIMEOUT}ms"])
+            cursor.execute(_SIZES, [list(oids)])
+            return {oid: Size(rows, total) for oid, rows, total in cursor.fetchall()}
+    except OperationalError as error:
+        if sqlstate(error) != _LOCK_NOT_AVAILABLE:
+            raise
+        return {}  # somebody took one just then
+
+
+_SIZES = """
+    WITH RECURSIVE families AS (
+        SELECT oid AS root, oid FROM unnest(%s::oid[]) AS t (oid)
+        UNION ALL
+        SELECT f.root, h.inhrelid FROM families f JOIN pg_inherits h ON h.inhparent = f.oid
+    ), measured AS (
+        SELECT f.root, CASE WHEN c.reltuples >= 0 THEN c.reltuples END AS tuples,
+            CASE WHEN l.relation IS NULL THEN pg_total_relation_size(c.oid) END AS bytes
+        FROM families f
+        JOIN pg_class c ON c.oid = f.oid AND c.relkind <> 'p'
+        LEFT JOIN (
+            SELECT DISTINCT relation FROM pg_locks
+            WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND granted
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        ) AS l ON l.relation = c.oid
+    )
+    SELECT root::int8, sum(tuples)::int8, CASE WHEN bool_and(bytes IS NOT NULL) THEN sum(bytes)::int8 END
+    FROM measured GROUP BY root
+"""

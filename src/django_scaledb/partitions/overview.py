@@ -50,7 +50,7 @@ from uuid import UUID
 from django.db import DatabaseError, InterfaceError, connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_scaledb.exceptions import PlanError, ScaleDBError
+from django_scaledb.exceptions import LockNotAvailable, PlanError, ScaleDBError
 from django_scaledb.partitions import catalog, inspection, registry
 from django_scaledb.partitions.bounds import Bound, Range, show, sort_key
 from django_scaledb.partitions.catalog import Member, PartitionSet
@@ -62,8 +62,6 @@ from django_scaledb.partitions.report import error_as_json
 from django_scaledb.partitions.uuid7 import timestamp_of
 
 VERSION = 1
-SIZES_LOCK_TIMEOUT = 500
-"""Milliseconds to wait for a table whose size is asked for; a look must not stand in a queue."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def survey(partitioned: Sequence[type[models.Model]], *, using: str, now: dateti
             for model, found in zip(partitioned, sets, strict=True)
         ]
         _measure(connection, overview.models, [found for found in sets if found is not None])
-    except (ScaleDBError, DatabaseError, InterfaceError) as error:
+    except (DatabaseError, InterfaceError) as error:
         overview.error = error
     return overview
 
@@ -234,10 +232,14 @@ def problems(config: PartitionConfig, partitions: Sequence[Partition], now: date
 def _rows_in_default(
     connection: BaseDatabaseWrapper, default: Member, config: PartitionConfig
 ) -> Iterator[Problem]:
-    ends = inspection.ends_of_key(connection, default.table, config.column)
+    command = f"manage.py create_partitions {config.label}"
+    try:
+        ends = inspection.ends_of_key(connection, default.table, config.column)
+    except LockNotAvailable as error:
+        yield Problem("default rows", str(error), command)
+        return
     if ends is None:
         return
-    command = f"manage.py create_partitions {config.label}"
     first, last = (_day(end, config.key_kind) for end in ends)
     if first is not None and last is not None:
         command += f" --from {first} --to {last}"
@@ -275,7 +277,7 @@ def _measure(
     connection: BaseDatabaseWrapper, overviews: Iterable[ModelOverview], sets: Iterable[PartitionSet]
 ) -> None:
     oids = {m.table: m.oid for found in sets for m in (*found.members, *found.detached, *found.orphans)}
-    sizes = inspection.sizes(connection, list(oids.values()), lock_timeout=SIZES_LOCK_TIMEOUT)
+    sizes = inspection.sizes(connection, list(oids.values()))
     unknown = Size(None, None)
     for overview in overviews:
         overview.rows = [

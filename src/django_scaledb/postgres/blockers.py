@@ -14,16 +14,18 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_scaledb.postgres.identifiers import TableName
 from django_scaledb.postgres.locks import Lock, LockMode
 
-# Partitions count for their table: a lock on a foreign key's target goes down to them.
+# Partitions count for their table: a lock on a foreign key's target goes down to them. Not
+# pg_partition_tree(), which locks them itself and would wait for the very session that is asked for.
 _HOLDERS = """
-    WITH wanted AS (
+    WITH RECURSIVE wanted AS (
         SELECT c.oid, n.nspname, c.relname
         FROM unnest(%s::text[], %s::text[]) AS t (nspname, relname)
         JOIN pg_namespace n ON n.nspname = t.nspname
         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.relname
     ), families AS (
-        SELECT w.nspname, w.relname, coalesce(tree.relid, w.oid) AS oid
-        FROM wanted w LEFT JOIN LATERAL pg_partition_tree(w.oid) tree ON true
+        SELECT nspname, relname, oid FROM wanted
+        UNION
+        SELECT f.nspname, f.relname, h.inhrelid FROM families f JOIN pg_inherits h ON h.inhparent = f.oid
     )
     SELECT f.nspname, f.relname, f.oid = w.oid, l.mode, l.virtualtransaction, l.pid, a.application_name,
            a.backend_type, a.state, extract(epoch FROM clock_timestamp() - a.xact_start)::float8
