@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from asgiref.sync import sync_to_async
 from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
@@ -34,6 +36,8 @@ def routed(cluster: Cluster, *, max_age: int | None = 600, **scaledb: object) ->
             yield cluster
     finally:
         forget_connections(databases)
+        # The thread that serves event loops outlives this cluster.
+        asyncio.run(sync_to_async(forget_connections)(databases))
         for alias in aliases:
             del connections.settings[alias]
         connections.settings["default"].clear()

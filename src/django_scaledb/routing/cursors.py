@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -24,18 +24,61 @@ if TYPE_CHECKING:
 else:
     _Cursor = _Wrapper = object
 
-_REPLAYED = ";SELECT pg_last_wal_replay_lsn()"
+#: What goes before a statement in its message, what behind it, and which of the results is the statement's.
+Around = tuple[bytes, bytes, int]
+
+_REPLAYED: Around = (b"", b"\n;SELECT pg_last_wal_replay_lsn()", 0)
 
 
-class TrackingCursorMixin(_Cursor):
+class _AroundMixin(_Cursor):
+    """Sends more than a statement in its message, and keeps the other results from the caller.
+
+    psycopg has no way to ask for this: two of its inner methods are extended. Should it not call them one
+    day, there are no other results, and whoever wants them asks separately.
+    """
+
+    routing_around: Around | None = None
+    _routing_results: list[Any] | None = None
+
+    def routing_run(self, run: Callable[..., Any], query: Any, params: Any, around: Around) -> Any:
+        """`run` is this cursor's own `execute`; returns all results of the message, or None."""
+        self.routing_around = around
+        try:
+            run(query, params)
+        finally:
+            self.routing_around = None
+        return self.__dict__.pop("_routing_results", None)
+
+    def _execute_send(self, query: Any, **options: Any) -> None:
+        if self.routing_around is None:
+            super()._execute_send(query, **options)
+        else:
+            before, behind, _ = self.routing_around
+            self._query = query
+            self._pgconn.send_query(before + query.query + behind)
+
+    def _set_results(self, results: list[Any]) -> None:
+        if self.routing_around is not None:
+            self._routing_results = results
+            which = self.routing_around[2]
+            results = results[which : which + 1]
+        super()._set_results(results)
+
+    def routing_can_add(self) -> bool:
+        """Whether statements go to the server as one text, which takes more of them."""
+        return isinstance(self, psycopg.ClientCursor) and not self._conn._pipeline
+
+
+class TrackingCursorMixin(_AroundMixin):
     """On a primary: tells the connection's tracker what it runs."""
 
     routing_tracker: WriteTracker | None = None
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-        if self.routing_tracker is None:
+        tracker = self.routing_tracker
+        if tracker is None or (type(query) is str and classify(query) is Kind.READ):
             return super().execute(query, params, **options)
-        return self.routing_tracker.execute(self, super().execute, query, params, options)
+        return tracker.execute(self, super().execute, query, params, options)
 
     def executemany(self, query: Any, params_seq: Any, **options: Any) -> Any:
         if self.routing_tracker is None:
@@ -62,7 +105,7 @@ class TrackingCursorMixin(_Cursor):
                 yield copy
 
 
-class PositionCursorMixin(_Cursor):
+class PositionCursorMixin(_AroundMixin):
     """On one of several replicas: learns, in the same message, how much a read can have seen.
 
     A context that has read here must not read before that elsewhere.
@@ -76,16 +119,15 @@ class PositionCursorMixin(_Cursor):
             wrapper is None
             or options
             or not isinstance(query, str)
-            or not isinstance(self, psycopg.ClientCursor)
             or classify(query) not in (Kind.READ, Kind.MAYBE)
+            or not self.routing_can_add()
         ):
             return super().execute(query, params, **options)
-        text = query if params is None else self.mogrify(query, params)
-        result = super().execute(f"{text.rstrip().rstrip(';')}\n{_REPLAYED}".encode())
-        position = self._results.pop().get_value(0, 0)
+        results = self.routing_run(super().execute, query, params, _REPLAYED)
+        position = results[-1].get_value(0, 0) if results else None
         if position is not None:  # None on a primary
-            wrapper.routing_read_at(parse_lsn(position.decode()))
-        return result
+            wrapper.routing_read_at(parse_lsn(position))
+        return self
 
 
 @lru_cache(maxsize=32)

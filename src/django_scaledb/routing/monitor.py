@@ -283,6 +283,7 @@ class _ReplicaWatch(_Watch):
         if not in_recovery:
             raise _Unusable("it was promoted: it is a primary now")
         latency = time.monotonic() - begun
+        self.replica.is_frozen = False
         self.members.replica_at(self.replica, parse_lsn(lsn), own_lag=own_lag, latency=latency)
         self._looked()
 
@@ -292,6 +293,7 @@ class _ReplicaWatch(_Watch):
         self._looked()
 
     def frozen(self) -> None:
+        self.replica.is_frozen = True
         self.failed(f"it did not answer within {self.members.config.read_deadline:g} s")
         sockets.shut_down(self.alias)
 

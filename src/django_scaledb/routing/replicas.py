@@ -57,6 +57,8 @@ class Replica:
         self.floor = 0
         self.lag: float | None = None
         self.latency = 0.0
+        #: The monitor had no answer in time, and has had none since.
+        self.is_frozen = False
         #: When the monitor last found it after it was away.
         self.up_since = 0.0
         self.quarantined_until = 0.0

@@ -43,12 +43,12 @@ class Position(NamedTuple):
         return f"{format_lsn(self.lsn)} (timeline {self.timeline})"
 
 
-def parse_lsn(text: str) -> int:
-    """The number behind PostgreSQL's ``pg_lsn`` text, as in ``16/B374D848``.
+def parse_lsn(text: str | bytes) -> int:
+    """The number behind PostgreSQL's ``pg_lsn`` text, as in ``16/B374D848``, also as it was received.
 
     Raises `ValueError` for anything else.
     """
-    high, separator, low = text.partition("/")
+    high, separator, low = text.partition("/") if isinstance(text, str) else text.partition(b"/")
     if not separator:
         raise ValueError(f"{text!r} is not a log position such as 16/B374D848")
     return (int(high, 16) << 32) + int(low, 16)
