@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Iterator
-from importlib import import_module
-from types import ModuleType, SimpleNamespace
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model, login
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
-from django.dispatch import Signal
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 
-from django_scaledb.routing import state, use_token
+from django_scaledb.routing import state
 from django_scaledb.routing.middleware import COOKIE, HEADER
 from django_scaledb.testing import Cluster
 from tests.routing import eventually, migrate, routed
@@ -187,25 +183,3 @@ def test_asynchronous_views_and_streams() -> None:
         return [json.loads(r.content)["db"] for r in (first, second, other)] + [b"".join(pieces).split()]
 
     assert asyncio.run(run()) == ["default", "default", "replica1", [b"default"] * 3]
-
-
-def test_celery_carries_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    headers: dict[str, object] = {}
-    signals = ModuleType("celery.signals")
-    for name in ("before_task_publish", "task_prerun", "task_postrun"):
-        setattr(signals, name, Signal())
-    monkeypatch.setitem(sys.modules, "celery", ModuleType("celery"))
-    monkeypatch.setitem(sys.modules, "celery.signals", signals)
-    celery = import_module("django_scaledb.contrib.celery")
-    celery.install()
-    with use_token(""):
-        Account.objects.create(name="a")
-        signals.before_task_publish.send(None, headers=headers)
-    json.dumps(headers)
-    state.current.set(None)
-    state.thread.frame = state.Frame(state.Scope())
-    task = SimpleNamespace(request=SimpleNamespace(**headers))
-    signals.task_prerun.send(None, task_id="1", task=task)
-    assert where() == "default"
-    signals.task_postrun.send(None, task_id="1", task=task)
-    assert where() == "replica1"
