@@ -235,6 +235,24 @@ def test_a_read_in_flight_on_a_frozen_replica_is_run_elsewhere(calm: Cluster) ->
         calm.standbys[0].thaw()
 
 
+def test_a_replica_that_receives_nothing_is_left(cluster: Cluster, capsys) -> None:
+    """It has replayed all that it got, and so believes itself that it is not behind; also when that began
+    before this process."""
+    deaf = cluster.standbys[0]
+    deaf.execute("ALTER SYSTEM SET primary_conninfo = ''")
+    deaf.execute("SELECT pg_reload_conf()")
+    eventually(lambda: not deaf.execute("SELECT 1 FROM pg_stat_wal_receiver"), 5)
+    cluster.primary.execute("INSERT INTO testapp_account (name) VALUES ('missing')", dbname="app")
+    with routed(cluster, MAX_LAG=1):
+        where()
+        eventually(lambda: in_use() == {"replica2"}, 1 + 2)
+        time.sleep(1)
+        assert in_use() == {"replica2"}
+        with pytest.raises(SystemExit):
+            call_command("show_replicas", check=True)
+        assert "MAX_LAG is 1 s" in capsys.readouterr().out
+
+
 def test_a_recovery_conflict_is_not_seen(calm: Cluster) -> None:
     with routed(calm):
         where()
