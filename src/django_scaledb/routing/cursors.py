@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,9 @@ from django.db import connections
 from django.db.backends.postgresql.base import CursorDebugWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.utils import Error
+from psycopg import generators
+from psycopg.adapt import Transformer
+from psycopg.pq import ExecStatus
 
 from django_scaledb.routing.statements import Kind, classify
 from django_scaledb.routing.token import parse_lsn
@@ -24,49 +27,50 @@ if TYPE_CHECKING:
 else:
     _Cursor = _Wrapper = object
 
+_KNOWN = all(hasattr(psycopg.Cursor, name) for name in ("_reset", "_convert_query", "_set_results"))
 #: What goes before a statement in its message, what behind it, and which of the results is the statement's.
 Around = tuple[bytes, bytes, int]
 
 _REPLAYED: Around = (b"", b"\n;SELECT pg_last_wal_replay_lsn()", 0)
 
 
+def receive(pgconn: Any) -> Any:
+    """What psycopg waits for after a query: nearly always all of it is sent by now."""
+    return generators.execute(pgconn) if pgconn.flush() else generators.fetch_many(pgconn)
+
+
 class _AroundMixin(_Cursor):
     """Sends more than a statement in its message, and keeps the other results from the caller.
 
-    psycopg has no way to ask for this: two of its inner methods are extended. Should it not call them one
-    day, there are no other results, and whoever wants them asks separately.
+    psycopg has no way to ask for this, so its inner methods are used. Where it does not have them, the others
+    are sent separately.
     """
 
-    routing_around: Around | None = None
-    _routing_results: list[Any] | None = None
-
-    def routing_run(self, run: Callable[..., Any], query: Any, params: Any, around: Around) -> Any:
-        """`run` is this cursor's own `execute`; returns all results of the message, or None."""
-        self.routing_around = around
-        try:
-            run(query, params)
-        finally:
-            self.routing_around = None
-        return self.__dict__.pop("_routing_results", None)
-
-    def _execute_send(self, query: Any, **options: Any) -> None:
-        if self.routing_around is None:
-            super()._execute_send(query, **options)
-        else:
-            before, behind, _ = self.routing_around
-            self._query = query
-            self._pgconn.send_query(before + query.query + behind)
-
-    def _set_results(self, results: list[Any]) -> None:
-        if self.routing_around is not None:
-            self._routing_results = results
-            which = self.routing_around[2]
-            results = results[which : which + 1]
-        super()._set_results(results)
+    def routing_run(self, query: Any, params: Any, around: Around) -> list[Any]:
+        """What `execute` does, in one message with what goes around it; returns all results of the
+        message."""
+        before, behind, which = around
+        connection, pgconn = self._conn, self._pgconn
+        if self.closed:
+            raise psycopg.InterfaceError("the cursor is closed")
+        with connection.lock:
+            self._reset()
+            if self._last_query is not query:
+                self._last_query = None
+                self._tx = Transformer(self)
+            composed = self._query = self._convert_query(query, params)
+            pgconn.send_query(before + composed.query + behind)
+            results: list[Any] = connection.wait(receive(pgconn))
+        for result in results:
+            if result.status == ExecStatus.FATAL_ERROR:
+                raise psycopg.errors.error_from_result(result, encoding=self._encoding).with_traceback(None)
+        self._set_results(results[which : which + 1])
+        self._last_query = query
+        return results
 
     def routing_can_add(self) -> bool:
         """Whether statements go to the server as one text, which takes more of them."""
-        return isinstance(self, psycopg.ClientCursor) and not self._conn._pipeline
+        return _KNOWN and isinstance(self, psycopg.ClientCursor) and not self._conn._pipeline
 
 
 class TrackingCursorMixin(_AroundMixin):
@@ -123,8 +127,7 @@ class PositionCursorMixin(_AroundMixin):
             or not self.routing_can_add()
         ):
             return super().execute(query, params, **options)
-        results = self.routing_run(super().execute, query, params, _REPLAYED)
-        position = results[-1].get_value(0, 0) if results else None
+        position = self.routing_run(query, params, _REPLAYED)[-1].get_value(0, 0)
         if position is not None:  # None on a primary
             wrapper.routing_read_at(parse_lsn(position))
         return self

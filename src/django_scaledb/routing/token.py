@@ -43,6 +43,10 @@ class Position(NamedTuple):
         return f"{format_lsn(self.lsn)} (timeline {self.timeline})"
 
 
+#: ``new_position(Position, (system, timeline, lsn))`` for where a microsecond matters.
+new_position = tuple.__new__
+
+
 def parse_lsn(text: str | bytes) -> int:
     """The number behind PostgreSQL's ``pg_lsn`` text, as in ``16/B374D848``, also as it was received.
 
@@ -66,6 +70,8 @@ def reachable(lsn: int, layout: Layout = USUAL_LAYOUT) -> int:
     reports the page's start. No record ends there, so rounding down loses nothing.
     """
     offset = lsn % layout.page
+    if offset > _LONG_PAGE_HEADER:
+        return lsn
     if offset == _LONG_PAGE_HEADER and lsn % layout.segment == _LONG_PAGE_HEADER:
         return lsn - _LONG_PAGE_HEADER
     if offset == _SHORT_PAGE_HEADER and lsn % layout.segment != _SHORT_PAGE_HEADER:

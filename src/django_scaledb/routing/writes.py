@@ -23,15 +23,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import generators
 from psycopg.pq import ExecStatus, TransactionStatus
 
-from django_scaledb.routing import queries, state
+from django_scaledb.routing import queries
+from django_scaledb.routing.cursors import Around, receive
+from django_scaledb.routing.state import current, outermost
 from django_scaledb.routing.statements import Kind, classify
-from django_scaledb.routing.token import UNREACHABLE, Layout, Position, parse_lsn, reachable
+from django_scaledb.routing.token import UNREACHABLE, Layout, Position, new_position, parse_lsn, reachable
 
 if TYPE_CHECKING:
-    from django_scaledb.routing.cursors import Around
     from django_scaledb.routing.replicas import ReplicaSet
 
 _POSITION = b"SELECT pg_current_wal_insert_lsn()"
@@ -179,18 +179,17 @@ class WriteTracker:
     ) -> Any:
         connection = cursor.connection
         try:
-            results = cursor.routing_run(run, query, params, _SINGLE_IN_DOUBT if ask else _SINGLE)
+            results = cursor.routing_run(query, params, _SINGLE_IN_DOUBT if ask else _SINGLE)
         except psycopg.Error as error:
             if connection.closed:
                 raise
             connection.rollback()
             if error.diag.statement_position is None:
                 raise
-            run(query, params)
-            results = None
-        if results is None:
+            result = run(query, params)
             self._fetch_position(connection)
-        elif not ask or results[-3].get_value(0, 0) == b"t":
+            return result
+        if not ask or results[-3].get_value(0, 0) == b"t":
             self._arrived(connection, results[-1])
         return cursor
 
@@ -204,22 +203,19 @@ class WriteTracker:
             self._arrived(connection, results[0])
 
     def _arrived(self, connection: Any, result: Any) -> None:
-        value = result.get_value(0, 0) if result.status == ExecStatus.TUPLES_OK else None
-        if value is None:
-            self._advance(UNREACHABLE)
-            return
+        value = result.get_value(0, 0)
         members = self.members
-        known_at = members.identity_known_at
+        connected_at = self._connected_at
         if not members.identity.timeline or (
-            self._connected_at > known_at + _IDENTITY_AGE and members.primary_seen_at < self._connected_at
+            members.primary_seen_at < connected_at > members.identity_known_at + _IDENTITY_AGE
         ):
             self._learn_identity(connection)
-        self._advance(reachable(parse_lsn(value), members.identity.layout))
+        self._advance(UNREACHABLE if value is None else reachable(parse_lsn(value), members.identity.layout))
 
     def _advance(self, lsn: int) -> None:
         identity = self.members.identity
-        position = Position(identity.system, identity.timeline, lsn)
-        state.frame().scope.advance(position, written=True)
+        position = new_position(Position, (identity.system, identity.timeline, lsn))
+        (current.get() or outermost()).scope.wrote(position)
 
     def _learn_identity(self, connection: Any) -> None:
         """Whose log this is. Once a second at most, and only where no monitor knows."""
@@ -242,7 +238,7 @@ def _run(connection: Any, query: bytes) -> Any:
     pgconn = connection.pgconn
     with connection.lock:
         pgconn.send_query(query)
-        results = connection.wait(generators.execute(pgconn))
+        results = connection.wait(receive(pgconn))
     for result in results:
         if result.status == ExecStatus.FATAL_ERROR:
             raise psycopg.errors.error_from_result(result)
