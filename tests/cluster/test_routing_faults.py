@@ -107,7 +107,6 @@ QUICK = [("kill", 600), ("freeze", 0), ("promote", 600)]
     ],
 )
 def test_no_read_fails_and_none_waits_long(cluster: Cluster, fault: str, max_age: int) -> None:
-    one, two = cluster.standbys
     with routed(cluster, max_age=max_age, MAX_LAG=2):
         where()
         eventually(lambda: in_use() == {"replica1", "replica2"}, 5)
@@ -127,8 +126,7 @@ def test_no_read_fails_and_none_waits_long(cluster: Cluster, fault: str, max_age
             f"longest {readers.longest:.2f} s, left after {left:.2f} s, back after {back:.2f} s"
         )
         assert not readers.failures
-        assert readers.longest < 3
-    assert one is not two
+        assert readers.longest < 2
 
 
 def _strike(cluster: Cluster, fault: str) -> tuple[float, set[str]]:
@@ -182,19 +180,38 @@ def test_a_promoted_standby_is_left_with_its_first_answer(cluster: Cluster) -> N
         assert in_use() == {"replica2"}
 
 
-def test_a_dead_primary_is_not_missed_by_reads(cluster: Cluster) -> None:
-    with routed(cluster, max_age=600):
+@pytest.mark.parametrize("max_age", [pytest.param(0, marks=pytest.mark.slow), 600])
+def test_a_standby_takes_over_from_a_dead_primary(cluster: Cluster, max_age: int) -> None:
+    """Reads do not notice; once ``default`` is the new primary, what is written there is read there."""
+    with routed(cluster, max_age=max_age, MAX_LAG=2):
         where()
         eventually(lambda: len(in_use()) == 2, 5)
-        with reading(600) as readers:
+        Account.objects.create(name="before")
+        with reading(max_age) as readers:
             cluster.primary.kill()
-            time.sleep(2)
+            time.sleep(1.5)
             assert in_use() == {"replica1", "replica2"}
             cluster.standbys[0].promote()
             eventually(lambda: in_use() == {"replica2"}, 2)
+            # As an address that moves to the new primary.
+            connections.settings["default"].update(connections.settings["replica1"])
+            connections["default"].close()
+            members = registry.registry().sets["default"]
+            eventually(lambda: members.identity.timeline == 2, 5)
+            Account.objects.create(name="after")
+            assert where() == "default"
+            assert Account.objects.get(name="after")._state.db == "default"
+            # It follows nobody any more.
+            left = eventually(lambda: not in_use(), 2 + 2)
             time.sleep(0.5)
+            assert not in_use()
+        print(
+            f"\nprimary dead, standby promoted, CONN_MAX_AGE {max_age}: {readers.count} reads, "
+            f"{len(readers.failures)} failed, longest {readers.longest:.2f} s, "
+            f"the other standby left {left:.2f} s after the first write"
+        )
         assert not readers.failures
-        assert readers.longest < 3
+        assert readers.longest < 2
 
 
 def test_an_idle_primary_is_no_lag(calm: Cluster) -> None:
@@ -216,6 +233,24 @@ def test_a_read_in_flight_on_a_frozen_replica_is_run_elsewhere(calm: Cluster) ->
         assert time.monotonic() - begun < 2
         assert in_use() == {"replica2"}
         calm.standbys[0].thaw()
+
+
+def test_a_replica_that_receives_nothing_is_left(cluster: Cluster, capsys) -> None:
+    """It has replayed all that it got, and so believes itself that it is not behind; also when that began
+    before this process."""
+    deaf = cluster.standbys[0]
+    deaf.execute("ALTER SYSTEM SET primary_conninfo = ''")
+    deaf.execute("SELECT pg_reload_conf()")
+    eventually(lambda: not deaf.execute("SELECT 1 FROM pg_stat_wal_receiver"), 5)
+    cluster.primary.execute("INSERT INTO testapp_account (name) VALUES ('missing')", dbname="app")
+    with routed(cluster, MAX_LAG=1):
+        where()
+        eventually(lambda: in_use() == {"replica2"}, 1 + 2)
+        time.sleep(1)
+        assert in_use() == {"replica2"}
+        with pytest.raises(SystemExit):
+            call_command("show_replicas", check=True)
+        assert "MAX_LAG is 1 s" in capsys.readouterr().out
 
 
 def test_a_recovery_conflict_is_not_seen(calm: Cluster) -> None:

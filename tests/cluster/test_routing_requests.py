@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
-import sys
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
-from types import ModuleType, SimpleNamespace
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model, login
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
-from django.db import connections, transaction
-from django.dispatch import Signal
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 
-from django_scaledb.routing import current_token, state, use_replica, use_token
+from django_scaledb.routing import state
 from django_scaledb.routing.middleware import COOKIE, HEADER
 from django_scaledb.testing import Cluster
 from tests.routing import eventually, migrate, routed
@@ -192,101 +183,3 @@ def test_asynchronous_views_and_streams() -> None:
         return [json.loads(r.content)["db"] for r in (first, second, other)] + [b"".join(pieces).split()]
 
     assert asyncio.run(run()) == ["default", "default", "replica1", [b"default"] * 3]
-
-
-def test_celery_carries_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    headers: dict[str, object] = {}
-    signals = ModuleType("celery.signals")
-    for name in ("before_task_publish", "task_prerun", "task_postrun"):
-        setattr(signals, name, Signal())
-    monkeypatch.setitem(sys.modules, "celery", ModuleType("celery"))
-    monkeypatch.setitem(sys.modules, "celery.signals", signals)
-    celery = import_module("django_scaledb.contrib.celery")
-    celery.install()
-    with use_token(""):
-        Account.objects.create(name="a")
-        signals.before_task_publish.send(None, headers=headers)
-    json.dumps(headers)
-    state.current.set(None)
-    state.thread.frame = state.Frame(state.Scope())
-    task = SimpleNamespace(request=SimpleNamespace(**headers))
-    signals.task_prerun.send(None, task_id="1", task=task)
-    assert where() == "default"
-    signals.task_postrun.send(None, task_id="1", task=task)
-    assert where() == "replica1"
-
-
-PAIRS = [
-    pytest.param(2_000, id="2,000"),
-    pytest.param(100_000, id="100,000", marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize("pairs", PAIRS)
-def test_random_pairs_of_a_write_and_a_read(cluster: Cluster, pairs: int) -> None:
-    """Over threads and tasks, while the lag changes from 0 to 3 s: none reads older than it wrote."""
-    pks = [a.pk for a in Account.objects.bulk_create(Account(name="0") for _ in range(64))]
-    stale: list[object] = []
-    served = {"default": 0, "replica1": 0}
-    ended = threading.Event()
-    begun = time.monotonic()
-
-    def pair(rng: random.Random, pk: int) -> None:
-        value = str(rng.random())
-        kind = rng.randrange(4)
-        if kind == 0:
-            Account.objects.filter(pk=pk).update(name=value)
-        elif kind == 1:
-            Account(pk=pk, name=value).save(force_update=True)
-        elif kind == 2:
-            with transaction.atomic():
-                Account.objects.filter(pk=pk).update(name=value)
-        else:
-            with connections["default"].cursor() as cursor:
-                cursor.execute("UPDATE testapp_account SET name = %s WHERE id = %s", [value, pk])
-        for _ in range(rng.randrange(1, 4)):
-            with use_replica():
-                found = Account.objects.get(pk=pk)
-            served[found._state.db] += 1
-            if found.name != value:
-                stale.append((pk, value, found.name, current_token()))
-            if rng.random() < 0.02:
-                time.sleep(rng.random() * 0.05)
-
-    def thread(seed: int) -> None:
-        rng = random.Random(seed)
-        try:
-            for _ in range(pairs // 16):
-                pair(rng, pks[seed])
-        finally:
-            connections.close_all()
-
-    async def tasks() -> None:
-        async def one(seed: int) -> None:
-            rng = random.Random(seed)
-            for _ in range(pairs // 16):
-                await sync_to_async(pair)(rng, pks[seed])
-
-        await asyncio.gather(*(one(seed) for seed in range(8, 16)))
-
-    def vary() -> None:
-        rng = random.Random(0)
-        while not ended.wait(0.7):
-            cluster.standbys[0].set_lag(rng.choice([0, 0, 0, 0.05, 0.5, 3]))
-
-    varying = threading.Thread(target=vary)
-    varying.start()
-    try:
-        with ThreadPoolExecutor(9) as executor:
-            futures = [executor.submit(thread, seed) for seed in range(8)]
-            futures.append(executor.submit(asyncio.run, tasks()))
-            for future in futures:
-                future.result()
-    finally:
-        ended.set()
-        varying.join()
-        cluster.standbys[0].set_lag(3)
-    took = time.monotonic() - begun
-    print(f"\n{pairs} pairs in {took:.0f} s, read from {served}, {len(stale)} stale")
-    assert stale == []
-    assert served["replica1"]

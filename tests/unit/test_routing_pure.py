@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from django_scaledb.routing import policy
-from django_scaledb.routing.config import build
+from django_scaledb.routing.config import SetConfig, build
 from django_scaledb.routing.policy import Candidate, Facts, Mode, Reason, Transaction, Verdict
+from django_scaledb.routing.replicas import ReplicaSet
 from django_scaledb.routing.statements import Kind, classify
 from django_scaledb.routing.token import (
     Layout,
@@ -202,6 +204,33 @@ def test_a_long_history_is_forgotten_but_for_one_sample() -> None:
     assert history.lag(95, 99) == 4
     history.add(100, 5)  # another log
     assert history.lag(95, 100) == 0
+
+
+def test_a_replica_that_says_nothing_of_its_lag_is_judged_by_what_it_lacks() -> None:
+    members = ReplicaSet(SetConfig("default", {"a": 1.0}, max_lag=10), lambda _: None)
+    replica = members.replicas["a"]
+
+    def look(lsn: int, age: float | None) -> str:
+        members.replica_at(replica, lsn, own_lag=0, age=age, latency=0.001)
+        return replica.why_out
+
+    assert not look(100, 5000), "the primary was not seen yet, and may be idle"
+    members.learn_identity(1, 1, Layout())
+    members.primary_at(200, time.monotonic(), {})
+    assert "behind" in look(100, 5000)
+    assert "not caught up" in look(100, None)
+    assert not look(200, 5000), "the primary is idle"
+    members.primary_at(300, time.monotonic(), {})
+    assert not look(290, 3)
+    members.learn_identity(1, 2, Layout())
+    members.primary_at(400, time.monotonic(), {})
+    assert "not caught up" in look(390, 0.1), "perhaps it follows the old timeline"
+    assert not look(400, 0.1)
+    long_ago = time.monotonic() - 100
+    members.history.clear()
+    members.primary_at(500, long_ago, {})
+    members.primary_at(600, time.monotonic(), {})
+    assert "behind" in look(500, 0.1)
 
 
 def test_verdicts() -> None:

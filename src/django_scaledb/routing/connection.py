@@ -12,6 +12,7 @@ from django.db.utils import Error, InterfaceError, OperationalError
 
 from django_scaledb.routing import policy, sockets, state
 from django_scaledb.routing import registry as registries
+from django_scaledb.routing.connecting import Driver, impatient
 from django_scaledb.routing.cursors import (
     FailoverCursorDebugWrapper,
     FailoverCursorWrapper,
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 else:
     _DatabaseWrapper = object
 
-#: Seconds; libpq and psycopg wait two at least.
+#: Seconds; libpq waits two at least.
 _CONNECT_TIMEOUT = 2
+#: Seconds that a replica's pool has for finding a connection.
+_POOL_TIMEOUT = 1.0
 # The server went away, or says so: not what was asked for is the reason.
 _SERVER_FAULTS = frozenset(["57P01", "57P02", "57P03", "53300", "58000", "58030", "XX000", "25006"])
 # A standby gave up a query so that it can go on replaying.
@@ -96,11 +99,23 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
         if options and self.alias not in self._connection_pools and self.routing_replica is not None:
             # A pool waits for half a minute for a server that is down.
             options = {} if options is True else options
-            self.settings_dict["OPTIONS"]["pool"] = {"timeout": _CONNECT_TIMEOUT, **options}
+            defaults = {"timeout": _POOL_TIMEOUT, "connection_class": self._routing_connection_class()}
+            self.settings_dict["OPTIONS"]["pool"] = {**defaults, **options}
         return super().pool
 
+    def _routing_connection_class(self) -> type[psycopg.Connection[Any]]:
+        return impatient(self.alias, "connect_timeout" in self.settings_dict["OPTIONS"])
+
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        connection = super().get_new_connection(conn_params)
+        if self.routing_replica is None:
+            connection = super().get_new_connection(conn_params)
+        else:
+            attributes = self.__dict__
+            attributes["Database"] = Driver(self._routing_connection_class())
+            try:
+                connection = super().get_new_connection(conn_params)
+            finally:
+                del attributes["Database"]
         if self.routing_set is not None:
             self.routing_writes.connected()
         elif self.routing_replica is not None:

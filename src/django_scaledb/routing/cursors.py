@@ -12,6 +12,9 @@ from django.db import connections
 from django.db.backends.postgresql.base import CursorDebugWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.utils import Error
+from psycopg import generators
+from psycopg.adapt import Transformer
+from psycopg.pq import ExecStatus
 
 from django_scaledb.routing.statements import Kind, classify
 from django_scaledb.routing.token import parse_lsn
@@ -24,18 +27,62 @@ if TYPE_CHECKING:
 else:
     _Cursor = _Wrapper = object
 
-_REPLAYED = ";SELECT pg_last_wal_replay_lsn()"
+_KNOWN = all(hasattr(psycopg.Cursor, name) for name in ("_reset", "_convert_query", "_set_results"))
+#: What goes before a statement in its message, what behind it, and which of the results is the statement's.
+Around = tuple[bytes, bytes, int]
+
+_REPLAYED: Around = (b"", b"\n;SELECT pg_last_wal_replay_lsn()", 0)
 
 
-class TrackingCursorMixin(_Cursor):
+def receive(pgconn: Any) -> Any:
+    """What psycopg waits for after a query: nearly always all of it is sent by now."""
+    return generators.execute(pgconn) if pgconn.flush() else generators.fetch_many(pgconn)
+
+
+class _AroundMixin(_Cursor):
+    """Sends more than a statement in its message, and keeps the other results from the caller.
+
+    psycopg has no way to ask for this, so its inner methods are used. Where it does not have them, the others
+    are sent separately.
+    """
+
+    def routing_run(self, query: Any, params: Any, around: Around) -> list[Any]:
+        """What `execute` does, in one message with what goes around it; returns all results of the
+        message."""
+        before, behind, which = around
+        connection, pgconn = self._conn, self._pgconn
+        if self.closed:
+            raise psycopg.InterfaceError("the cursor is closed")
+        with connection.lock:
+            self._reset()
+            if self._last_query is not query:
+                self._last_query = None
+                self._tx = Transformer(self)
+            composed = self._query = self._convert_query(query, params)
+            pgconn.send_query(before + composed.query + behind)
+            results: list[Any] = connection.wait(receive(pgconn))
+        for result in results:
+            if result.status == ExecStatus.FATAL_ERROR:
+                raise psycopg.errors.error_from_result(result, encoding=self._encoding).with_traceback(None)
+        self._set_results(results[which : which + 1])
+        self._last_query = query
+        return results
+
+    def routing_can_add(self) -> bool:
+        """Whether statements go to the server as one text, which takes more of them."""
+        return _KNOWN and isinstance(self, psycopg.ClientCursor) and not self._conn._pipeline
+
+
+class TrackingCursorMixin(_AroundMixin):
     """On a primary: tells the connection's tracker what it runs."""
 
     routing_tracker: WriteTracker | None = None
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-        if self.routing_tracker is None:
+        tracker = self.routing_tracker
+        if tracker is None or (type(query) is str and classify(query) is Kind.READ):
             return super().execute(query, params, **options)
-        return self.routing_tracker.execute(self, super().execute, query, params, options)
+        return tracker.execute(self, super().execute, query, params, options)
 
     def executemany(self, query: Any, params_seq: Any, **options: Any) -> Any:
         if self.routing_tracker is None:
@@ -62,7 +109,7 @@ class TrackingCursorMixin(_Cursor):
                 yield copy
 
 
-class PositionCursorMixin(_Cursor):
+class PositionCursorMixin(_AroundMixin):
     """On one of several replicas: learns, in the same message, how much a read can have seen.
 
     A context that has read here must not read before that elsewhere.
@@ -76,16 +123,14 @@ class PositionCursorMixin(_Cursor):
             wrapper is None
             or options
             or not isinstance(query, str)
-            or not isinstance(self, psycopg.ClientCursor)
             or classify(query) not in (Kind.READ, Kind.MAYBE)
+            or not self.routing_can_add()
         ):
             return super().execute(query, params, **options)
-        text = query if params is None else self.mogrify(query, params)
-        result = super().execute(f"{text.rstrip().rstrip(';')}\n{_REPLAYED}".encode())
-        position = self._results.pop().get_value(0, 0)
+        position = self.routing_run(query, params, _REPLAYED)[-1].get_value(0, 0)
         if position is not None:  # None on a primary
-            wrapper.routing_read_at(parse_lsn(position.decode()))
-        return result
+            wrapper.routing_read_at(parse_lsn(position))
+        return self
 
 
 @lru_cache(maxsize=32)

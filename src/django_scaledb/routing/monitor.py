@@ -279,11 +279,12 @@ class _ReplicaWatch(_Watch):
 
     async def ask(self, connection: _Connection) -> None:
         begun = time.monotonic()
-        in_recovery, lsn, own_lag = await self._rows(connection, queries.REPLICA_STATE)
+        in_recovery, lsn, own_lag, age = await self._rows(connection, queries.REPLICA_STATE)
         if not in_recovery:
             raise _Unusable("it was promoted: it is a primary now")
         latency = time.monotonic() - begun
-        self.members.replica_at(self.replica, parse_lsn(lsn), own_lag=own_lag, latency=latency)
+        self.replica.is_frozen = False
+        self.members.replica_at(self.replica, parse_lsn(lsn), own_lag=own_lag, age=age, latency=latency)
         self._looked()
 
     def failed(self, why: str) -> None:
@@ -292,6 +293,7 @@ class _ReplicaWatch(_Watch):
         self._looked()
 
     def frozen(self) -> None:
+        self.replica.is_frozen = True
         self.failed(f"it did not answer within {self.members.config.read_deadline:g} s")
         sockets.shut_down(self.alias)
 

@@ -173,6 +173,11 @@ class PrimaryHistory:
     def newest(self) -> int | None:
         return self._lsns[-1] if self._lsns else None
 
+    @property
+    def since(self) -> float | None:
+        """When the oldest position that is known was the primary's."""
+        return self._times[0] if self._times else None
+
     def lag(self, replayed: int, now: float) -> float | None:
         """At most so many seconds ago everything was replayed that is in `replayed`; 0: nothing is missing.
 

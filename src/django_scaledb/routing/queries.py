@@ -1,11 +1,13 @@
 """What servers are asked about themselves. Every part works for an ordinary role, on PostgreSQL 14 to 18."""
 
-#: in recovery, replayed position, seconds behind by its own clock. Lag is judged by the primary's positions;
-#: the last column is for the time before the primary was seen.
+#: in recovery, replayed position, seconds behind as it knows itself, age of the last commit it has replayed.
+#: Lag is judged by the primary's positions. The third column is for the time before the primary was seen: it
+#: says 0 too when nothing is received any more. The last one is for a replica known to lack something.
 REPLICA_STATE = """
 SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn()::text,
        CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
-            ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END
+            ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END,
+       extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8
 """
 
 #: in recovery, the position to which the log is on disk (replicas get no more)

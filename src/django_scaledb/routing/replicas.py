@@ -57,6 +57,8 @@ class Replica:
         self.floor = 0
         self.lag: float | None = None
         self.latency = 0.0
+        #: The monitor had no answer in time, and has had none since.
+        self.is_frozen = False
         #: When the monitor last found it after it was away.
         self.up_since = 0.0
         self.quarantined_until = 0.0
@@ -94,6 +96,8 @@ class ReplicaSet:
         self.started = False
         self.ready = threading.Event()
         self.is_test_mirror = False
+        #: Its log is another one than before: a replica must show that it has followed.
+        self._has_changed = False
         #: Stands in for the servers, in tests.
         self.simulation: SimulatedLag | None = None
         self.picks: Iterator[str] = iter(())
@@ -152,6 +156,7 @@ class ReplicaSet:
                         "%s is on timeline %s of cluster %s now; it was on timeline %s of cluster %s",
                         self.primary, timeline, system, known.timeline, known.system,
                     )  # fmt: skip
+                    self._has_changed = True
                 self.history.clear()
             self.identity = Identity(system, timeline, layout)
             self.identity_known_at = time.monotonic()
@@ -184,14 +189,23 @@ class ReplicaSet:
                 logger.info("primary %s answers again", self.primary)
         self.primary_problem = why
 
-    def replica_at(self, replica: Replica, lsn: int, *, own_lag: float | None, latency: float) -> None:
-        """`replica` answered as a standby that has replayed `lsn`; `own_lag` is what it says itself."""
+    def replica_at(
+        self, replica: Replica, lsn: int, *, own_lag: float | None, latency: float, age: float | None = None
+    ) -> None:
+        """`replica` answered as a standby that has replayed `lsn`.
+
+        `own_lag` is what it says itself, `age` how long ago the last transaction was committed that it has.
+        """
         now = time.monotonic()
         with self.lock:
             replica.floor = max(replica.floor, lsn)
             replica.latency = latency if not replica.latency else 0.8 * replica.latency + 0.2 * latency
-            lag = self.history.lag(lsn, now)
-            replica.lag = own_lag if lag is None else lag
+            replica.lag = self.history.lag(lsn, now)
+            if self.history.since is None:
+                replica.lag = own_lag
+            elif replica.lag is None and age is not None and not self._has_changed:
+                # It lacks what the primary had already when it was first looked at.
+                replica.lag = max(age, now - self.history.since)
             self._judge(replica, self._fault(replica, now))
 
     def _fault(self, replica: Replica, now: float) -> str:

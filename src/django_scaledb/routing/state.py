@@ -41,12 +41,17 @@ class Scope:
         self.written = False
         self.since = time.monotonic()
 
-    def advance(self, position: Position, *, written: bool = False) -> None:
-        """From now on no read here comes before `position`; `written`: because of a write of ours."""
+    def advance(self, position: Position) -> None:
+        """From now on no read here comes before `position`."""
         self._add(self.positions, position)
         self._add(self.own, position)
-        if written:
-            self.written = True
+
+    def wrote(self, position: Position) -> None:
+        """`advance` for a write of ours."""
+        self.written = True
+        known = self.positions.get(position[0])
+        if known is None or position[1:] > known[1:]:
+            self.positions[position[0]] = self.own[position[0]] = position
 
     def absorb(self, other: Scope) -> None:
         """Take over what was reached in `other`, a block that ends."""

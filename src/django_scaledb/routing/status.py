@@ -52,6 +52,7 @@ class _Look:
     in_recovery: bool
     lsn: int
     own_lag: float | None
+    age: float | None
     system: int
     latency: float
 
@@ -125,7 +126,7 @@ async def _ask_replica(alias: str, primary: _Look | None, config: configuration.
             waited = time.monotonic() - begun
             server.lag_seconds = 0.0 if waited < _SECOND_LOOK else min(waited, look.own_lag or 0.0)
         else:
-            server.lag_seconds = look.own_lag
+            server.lag_seconds = look.age
     if server.lag_seconds is not None:
         server.lag_seconds = round(server.lag_seconds, 3)
     server.why = _fault(server, look, primary, config)
@@ -169,5 +170,5 @@ async def _look(alias: str, query: str) -> _Look:
             found = None
     if row is None:
         raise psycopg.DataError("it gave no answer")
-    in_recovery, lsn, own_lag = (*row, None)[:3]
-    return _Look(in_recovery, parse_lsn(lsn or "0/0"), own_lag, int(found[0]) if found else 0, latency)
+    in_recovery, lsn, own_lag, age = (*row, None, None)[:4]
+    return _Look(in_recovery, parse_lsn(lsn or "0/0"), own_lag, age, int(found[0]) if found else 0, latency)

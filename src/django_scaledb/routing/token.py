@@ -43,12 +43,16 @@ class Position(NamedTuple):
         return f"{format_lsn(self.lsn)} (timeline {self.timeline})"
 
 
-def parse_lsn(text: str) -> int:
-    """The number behind PostgreSQL's ``pg_lsn`` text, as in ``16/B374D848``.
+#: ``new_position(Position, (system, timeline, lsn))`` for where a microsecond matters.
+new_position = tuple.__new__
+
+
+def parse_lsn(text: str | bytes) -> int:
+    """The number behind PostgreSQL's ``pg_lsn`` text, as in ``16/B374D848``, also as it was received.
 
     Raises `ValueError` for anything else.
     """
-    high, separator, low = text.partition("/")
+    high, separator, low = text.partition("/") if isinstance(text, str) else text.partition(b"/")
     if not separator:
         raise ValueError(f"{text!r} is not a log position such as 16/B374D848")
     return (int(high, 16) << 32) + int(low, 16)
@@ -66,6 +70,8 @@ def reachable(lsn: int, layout: Layout = USUAL_LAYOUT) -> int:
     reports the page's start. No record ends there, so rounding down loses nothing.
     """
     offset = lsn % layout.page
+    if offset > _LONG_PAGE_HEADER:
+        return lsn
     if offset == _LONG_PAGE_HEADER and lsn % layout.segment == _LONG_PAGE_HEADER:
         return lsn - _LONG_PAGE_HEADER
     if offset == _SHORT_PAGE_HEADER and lsn % layout.segment != _SHORT_PAGE_HEADER:

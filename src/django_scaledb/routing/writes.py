@@ -18,25 +18,29 @@ position fetched after it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import generators
 from psycopg.pq import ExecStatus, TransactionStatus
 
-from django_scaledb.routing import queries, state
+from django_scaledb.routing import queries
+from django_scaledb.routing.cursors import Around, receive
+from django_scaledb.routing.state import current, outermost
 from django_scaledb.routing.statements import Kind, classify
-from django_scaledb.routing.token import UNREACHABLE, Layout, Position, parse_lsn, reachable
+from django_scaledb.routing.token import UNREACHABLE, Layout, Position, new_position, parse_lsn, reachable
 
 if TYPE_CHECKING:
     from django_scaledb.routing.replicas import ReplicaSet
 
-_POSITION = "SELECT pg_current_wal_insert_lsn()"
-_HAS_WRITTEN = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
-_COMMIT = f"COMMIT;{_POSITION}"
-_ASK_AND_COMMIT = f"{_HAS_WRITTEN};{_COMMIT}"
+_POSITION = b"SELECT pg_current_wal_insert_lsn()"
+_HAS_WRITTEN = b"SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
+_COMMIT = b"COMMIT;" + _POSITION
+_ASK_AND_COMMIT = _HAS_WRITTEN + b";" + _COMMIT
+# A line of its own: the statement may end in a comment.
+_SINGLE: Around = (b"BEGIN;", b"\n;" + _COMMIT, 1)
+_SINGLE_IN_DOUBT: Around = (b"BEGIN;", b"\n;" + _ASK_AND_COMMIT, 1)
 #: A process whose monitor does not run asks again whose log it writes to, at most so often, in seconds.
 _IDENTITY_AGE = 1.0
 
@@ -83,7 +87,7 @@ class WriteTracker:
             finally:
                 self._within_transaction(kind, connection)
         if kind in (Kind.WRITE, Kind.MAYBE):
-            if isinstance(cursor, psycopg.ClientCursor) and not options:
+            if not options and cursor.routing_can_add():
                 return self._in_one_message(cursor, run, query, params, ask=kind is Kind.MAYBE)
             result = run(query, params, **options)
             self._fetch_position(connection)
@@ -174,10 +178,8 @@ class WriteTracker:
         self, cursor: Any, run: Callable[..., Any], query: Any, params: Any, *, ask: bool
     ) -> Any:
         connection = cursor.connection
-        text = _text(query, cursor) if params is None else cursor.mogrify(query, params)
-        asking = f";{_HAS_WRITTEN}" if ask else ""
         try:
-            result = run(f"BEGIN;{text.rstrip().rstrip(';')}\n{asking};{_COMMIT}")
+            results = cursor.routing_run(query, params, _SINGLE_IN_DOUBT if ask else _SINGLE)
         except psycopg.Error as error:
             if connection.closed:
                 raise
@@ -187,13 +189,9 @@ class WriteTracker:
             result = run(query, params)
             self._fetch_position(connection)
             return result
-        results = cursor._results
         if not ask or results[-3].get_value(0, 0) == b"t":
             self._arrived(connection, results[-1])
-        # What the caller asked for is the only result.
-        del results[0], results[1:]
-        cursor._select_current_result(0)
-        return result
+        return cursor
 
     def _fetch_position(self, connection: Any) -> None:
         """Ask for the position by itself; a failure must not look like a failure of the write."""
@@ -205,29 +203,26 @@ class WriteTracker:
             self._arrived(connection, results[0])
 
     def _arrived(self, connection: Any, result: Any) -> None:
-        value = result.get_value(0, 0) if result.status == ExecStatus.TUPLES_OK else None
-        if value is None:
-            self._advance(UNREACHABLE)
-            return
+        value = result.get_value(0, 0)
         members = self.members
-        known_at = members.identity_known_at
+        connected_at = self._connected_at
         if not members.identity.timeline or (
-            self._connected_at > known_at + _IDENTITY_AGE and members.primary_seen_at < self._connected_at
+            members.primary_seen_at < connected_at > members.identity_known_at + _IDENTITY_AGE
         ):
             self._learn_identity(connection)
-        self._advance(reachable(parse_lsn(value.decode()), members.identity.layout))
+        self._advance(UNREACHABLE if value is None else reachable(parse_lsn(value), members.identity.layout))
 
     def _advance(self, lsn: int) -> None:
         identity = self.members.identity
-        position = Position(identity.system, identity.timeline, lsn)
-        state.frame().scope.advance(position, written=True)
+        position = new_position(Position, (identity.system, identity.timeline, lsn))
+        (current.get() or outermost()).scope.wrote(position)
 
     def _learn_identity(self, connection: Any) -> None:
         """Whose log this is. Once a second at most, and only where no monitor knows."""
         try:
-            log = _run(connection, queries.PRIMARY_LOG)[0]
+            log = _run(connection, queries.PRIMARY_LOG.encode())[0]
             try:
-                system = int(_run(connection, queries.SYSTEM)[0].get_value(0, 0))
+                system = int(_run(connection, queries.SYSTEM.encode())[0].get_value(0, 0))
             except psycopg.errors.InsufficientPrivilege:
                 system = 0
         except psycopg.Error:
@@ -237,16 +232,13 @@ class WriteTracker:
             self.members.learn_identity(system, timeline, Layout(page, segment))
 
 
-def _run(connection: Any, query: str) -> Any:
+def _run(connection: Any, query: bytes) -> Any:
     """Send `query` as it is, with no transaction begun for it; its results. Raises what PostgreSQL
     reports."""
-
-    def generator() -> Generator[Any, Any, Any]:
-        connection.pgconn.send_query(query.encode())
-        return (yield from generators.execute(connection.pgconn))
-
+    pgconn = connection.pgconn
     with connection.lock:
-        results = connection.wait(generator())
+        pgconn.send_query(query)
+        results = connection.wait(receive(pgconn))
     for result in results:
         if result.status == ExecStatus.FATAL_ERROR:
             raise psycopg.errors.error_from_result(result)

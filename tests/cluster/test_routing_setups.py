@@ -1,0 +1,324 @@
+"""Routing in the surroundings that it promises to work in: several primaries, pools, PgBouncer, Celery."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from django.db import connection, connections, router, transaction
+
+from django_scaledb.routing import current_token, explain, registry, use_token
+from django_scaledb.routing.policy import Reason
+from django_scaledb.routing.token import decode
+from django_scaledb.testing import Cluster
+from tests.routing import eventually, migrate, routed
+from tests.testapp.models import Account, Tag
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(django_db_setup, django_db_blocker) -> Iterator[Cluster]:
+    with Cluster(1) as cluster, django_db_blocker.unblock():
+        migrate(cluster)
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _in_a_context_of_its_own() -> None:
+    from django_scaledb.routing import state
+
+    state.thread.frame = state.Frame(state.Scope())
+    state.current.set(None)
+
+
+def where(model=Account) -> str:
+    return model.objects.all().db
+
+
+@contextmanager
+def lagging(cluster: Cluster, seconds: float) -> Iterator[None]:
+    cluster.wait_for_catchup()
+    cluster.standbys[0].set_lag(seconds)
+    try:
+        yield
+    finally:
+        cluster.standbys[0].set_lag(0)
+
+
+# An idle primary
+
+
+def _insert_lsn(cluster: Cluster) -> int:
+    return int(
+        cluster.primary.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS n", dbname="app")[0][0]
+    )
+
+
+def _write(size: int) -> int:
+    """One transaction with `size` bytes of payload; where the log stands after it."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SELECT pg_logical_emit_message(true, 'x', repeat('x', %s))", [size])
+    (position,) = decode(current_token())
+    return position.lsn
+
+
+def test_a_write_that_ends_with_its_page_is_replayed_all_the_same(cluster: Cluster) -> None:
+    """The position then stands behind the next page's header, which an idle primary's replicas never
+    reach."""
+    with routed(cluster):
+        eventually(lambda: where() == "replica1", 5)
+        before = _insert_lsn(cluster)
+        overhead = _write(1000) - before - 1000
+        for _ in range(50):
+            room = 8192 - _insert_lsn(cluster) % 8192
+            position = _write((room - overhead) % 8192 if room > overhead + 300 else room + 3000)
+            if _insert_lsn(cluster) % 8192 == 24:
+                break
+        else:
+            pytest.fail("no write ended with its page")
+        assert position % 8192 == 0
+        took = eventually(lambda: where() == "replica1", 2)
+        assert _insert_lsn(cluster) == position + 24, f"the primary was not idle for {took:.2f} s"
+
+
+# Several primaries
+
+
+def test_each_primary_has_its_replicas(cluster: Cluster, django_db_blocker) -> None:
+    with Cluster(1) as other, django_db_blocker.unblock():
+        migrate(other)
+        more = {
+            "orders": other.primary.django_settings(CONN_MAX_AGE=600),
+            "orders1": other.standbys[0].django_settings(CONN_MAX_AGE=600),
+        }
+        sets = {"orders": {"REPLICAS": ["orders1"], "MODELS": ["testapp.Tag"]}}
+        with routed(cluster, more=more, MORE_PRIMARIES=sets, MAX_LAG=60):
+            eventually(lambda: (where(Account), where(Tag)) == ("replica1", "orders1"), 5)
+            with lagging(other, 3):
+                tag = Tag.objects.create(name="a")
+                assert tag._state.db == "orders"
+                assert (where(Account), where(Tag)) == ("replica1", "orders")
+                assert Tag.objects.get(pk=tag.pk) == tag
+                Account.objects.create(name="a")
+                assert len(decode(current_token())) == 2
+                eventually(lambda: where(Account) == "replica1", 1)
+                assert where(Tag) == "orders"
+            eventually(lambda: where(Tag) == "orders1", 5)
+            with transaction.atomic(using="orders"):
+                assert explain(Tag).reason is Reason.TRANSACTION
+                assert where(Account) == "replica1"
+            assert not router.allow_relation(Account(), tag)
+            assert router.allow_relation(Tag.objects.using("orders1").get(), tag)
+            assert router.allow_migrate("orders", "testapp", model_name="tag")
+            assert not router.allow_migrate("default", "testapp", model_name="tag")
+            assert not router.allow_migrate("orders", "testapp", model_name="account")
+            assert not router.allow_migrate("orders1", "testapp", model_name="tag")
+            other.standbys[0].kill()
+            assert Tag.objects.get(pk=tag.pk)
+            assert where(Account) == "replica1"
+
+
+# psycopg's pool
+
+
+def test_a_pool_of_connections(cluster: Cluster) -> None:
+    pytest.importorskip("psycopg_pool")
+    standby = cluster.standbys[0]
+    pooled = {"OPTIONS": {"pool": {"min_size": 1, "max_size": 4}}}
+    with routed(cluster, max_age=0, extra=pooled, MAX_LAG=60):
+        eventually(lambda: where() == "replica1", 5)
+        with lagging(cluster, 2):
+            made = Account.objects.create(name="pooled")
+            assert where() == "default"
+            with transaction.atomic():
+                Account.objects.filter(pk=made.pk).update(name="pooled twice")
+            assert Account.objects.get(pk=made.pk).name == "pooled twice"
+            eventually(lambda: where() == "replica1", 5)
+        assert Account.objects.get(pk=made.pk)._state.db == "replica1"
+        _survives(standby.kill, standby.restart, made.pk)
+        _survives(standby.freeze, standby.thaw, made.pk)
+
+
+def _survives(strike, repair, pk: int) -> None:
+    """Reads go on through what `strike` does, and the replica is used again after `repair`."""
+    failures, longest, stopped = [], 0.0, threading.Event()
+
+    def read() -> None:
+        nonlocal longest
+        while not stopped.is_set():
+            begun = time.monotonic()
+            try:
+                Account.objects.get(pk=pk)
+            except Exception as error:
+                failures.append(error)
+            longest = max(longest, time.monotonic() - begun)
+            connections.close_all()
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.3)
+        strike()
+        eventually(lambda: where() == "default", 3)
+        time.sleep(0.5)
+        repair()
+        eventually(lambda: where() == "replica1", 15)
+        time.sleep(0.3)
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join(10)
+    assert not failures
+    assert longest < 2
+
+
+# PgBouncer
+
+
+@pytest.fixture
+def bouncer(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
+    """PgBouncer in transaction mode in front of both servers; the directory of its socket."""
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        pytest.skip("pgbouncer is not installed")
+    owner = os.stat(cluster.primary.host)
+    home = Path(cluster.primary.host).parent / "bouncer"
+    home.mkdir()
+    entries = []
+    for name, node in (("primary", cluster.primary), ("replica", cluster.standbys[0])):
+        access = node.access
+        entries.append(
+            f"{name} = host={node.host} port={node.port} dbname={access.database} "
+            f"user={access.user} password={access.password}"
+        )
+    (home / "pgbouncer.ini").write_text(
+        "\n".join(
+            [
+                "[databases]",
+                *entries,
+                "[pgbouncer]",
+                "listen_addr =",
+                "listen_port = 6432",
+                f"unix_socket_dir = {home}",
+                "auth_type = any",
+                "pool_mode = transaction",
+                "server_login_retry = 1",
+                "server_connect_timeout = 2",
+            ]
+        )
+    )
+    user = None
+    if os.geteuid() == 0:  # it refuses to run as root
+        user = owner.st_uid
+        for path in (home, home / "pgbouncer.ini"):
+            os.chown(path, owner.st_uid, owner.st_gid)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [program, str(home / "pgbouncer.ini")],
+            user=user,
+            group=owner.st_gid if user is not None else None,
+            extra_groups=[] if user is not None else None,
+            cwd="/",
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            eventually(lambda: (home / ".s.PGSQL.6432").exists() or process.poll() is not None, 5)
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            yield home
+        finally:
+            process.terminate()
+            process.wait(10)
+            shutil.rmtree(home)
+
+
+def test_pgbouncer_in_transaction_mode(cluster: Cluster, bouncer: Path) -> None:
+    standby = cluster.standbys[0]
+    common = {"HOST": str(bouncer), "PORT": "6432", "DISABLE_SERVER_SIDE_CURSORS": True}
+    more = {
+        alias: {**entry, **common, "NAME": name}
+        for (alias, entry), name in zip(
+            cluster.django_databases(mirror=False, CONN_MAX_AGE=0).items(),
+            ("primary", "replica"),
+            strict=True,
+        )
+    }
+    with routed(cluster, more=more, MAX_LAG=60):
+        eventually(lambda: where() == "replica1", 5)
+        with lagging(cluster, 2):
+            made = Account.objects.create(name="bounced")
+            assert where() == "default"
+            assert Account.objects.get(pk=made.pk) == made
+            with transaction.atomic():
+                Account.objects.filter(pk=made.pk).update(name="bounced twice")
+                assert explain(Account).reason is Reason.TRANSACTION
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT count(*) FROM testapp_account WHERE upper(name) = 'X'")
+                with cursor.copy("COPY testapp_account (name) FROM STDIN") as copy:
+                    copy.write_row(["copied"])
+            assert where() == "default"
+            assert Account.objects.filter(name="copied").exists()
+            eventually(lambda: where() == "replica1", 5)
+        assert Account.objects.get(pk=made.pk).name == "bounced twice"
+        assert [account.pk for account in Account.objects.filter(pk=made.pk).iterator()] == [made.pk]
+        _survives(standby.kill, standby.restart, made.pk)
+        _survives(standby.freeze, standby.thaw, made.pk)
+
+
+# Celery
+
+
+@pytest.mark.filterwarnings("default")
+def test_celery_carries_the_position(cluster: Cluster) -> None:
+    pytest.importorskip("celery")
+    from celery import Celery
+    from celery.contrib.testing.worker import start_worker
+
+    from django_scaledb.contrib import celery as scaledb_celery
+
+    app = Celery("tests", broker="memory://", backend="cache+memory://", set_as_current=False)
+    scaledb_celery.install()
+    scaledb_celery.install()
+
+    @app.task(name="look")
+    def look() -> list[str]:
+        try:
+            return [where(), current_token()]
+        finally:
+            connections.close_all()
+
+    @app.task(name="write")
+    def write() -> str:
+        try:
+            Account.objects.create(name="by a task")
+            return look.delay().id
+        finally:
+            connections.close_all()
+
+    def told(result) -> list[str]:
+        return result.get(timeout=20, disable_sync_subtasks=False)
+
+    with (
+        routed(cluster, MAX_LAG=60),
+        start_worker(app, perform_ping_check=False, pool="solo", shutdown_timeout=20),
+    ):
+        eventually(lambda: where() == "replica1", 5)
+        with lagging(cluster, 60):
+            assert told(look.delay())[0] == "replica1"
+            follower = app.AsyncResult(told(write.delay()))
+            assert told(follower)[0] == "default", "it was sent by a task that had written"
+            assert told(look.delay())[0] == "replica1", "what a task wrote does not stay with the worker"
+            with use_token(""):
+                Account.objects.create(name="by the sender")
+                first = look.delay()
+            assert told(first) == ["default", current_token()]
+        registry.forget()
