@@ -70,25 +70,6 @@ def _write(size: int) -> int:
     return position.lsn
 
 
-def test_a_write_that_ends_with_its_page_is_replayed_all_the_same(cluster: Cluster) -> None:
-    """The position then stands behind the next page's header, which an idle primary's replicas never
-    reach."""
-    with routed(cluster):
-        eventually(lambda: where() == "replica1", 5)
-        before = _insert_lsn(cluster)
-        overhead = _write(1000) - before - 1000
-        for _ in range(50):
-            room = 8192 - _insert_lsn(cluster) % 8192
-            position = _write((room - overhead) % 8192 if room > overhead + 300 else room + 3000)
-            if _insert_lsn(cluster) % 8192 == 24:
-                break
-        else:
-            pytest.fail("no write ended with its page")
-        assert position % 8192 == 0
-        took = eventually(lambda: where() == "replica1", 2)
-        assert _insert_lsn(cluster) == position + 24, f"the primary was not idle for {took:.2f} s"
-
-
 # Several primaries
 
 
