@@ -8,6 +8,9 @@ no instance is asked what it remembers. Models that no counter concerns pay one 
 
 from __future__ import annotations
 
+import itertools
+import random
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +41,8 @@ RETURNING_OLD = 180000
 """PostgreSQL 18 returns OLD and NEW; before it, old values come from rows locked beforehand."""
 RETRIED = ("40001", "40P01")
 ATTEMPTS = 20
+LONGEST_STEP_BACK = 0.2
+"""Seconds."""
 
 
 def refuse_uncounted_upsert(model: type[Model], connection: BaseDatabaseWrapper, *, updates: bool) -> None:
@@ -69,31 +74,28 @@ def _together(connection: Any, write: Callable[[], T]) -> T:
     """
     if not connection.is_on_its_own:
         return write()
-    attempts = ATTEMPTS
-    while True:
-        try:
-            with transaction.atomic(using=connection.alias):
-                return write()
-        except OperationalError as error:
-            attempts -= 1
-            if (
-                not attempts
-                or connection.in_atomic_block
-                or getattr(error.__cause__, "sqlstate", None) not in RETRIED
-            ):
-                raise
+
+    def run() -> T:
+        with transaction.atomic(using=connection.alias):
+            return write()
+
+    return _again(run, unless=lambda: connection.in_atomic_block)
 
 
-def _again(run: Callable[[], T]) -> T:
-    """`run()`, a statement that is its own transaction; again when its counters' rows were in the way."""
-    attempts = ATTEMPTS
-    while True:
+def _again(run: Callable[[], T], unless: Callable[[], bool] = lambda: False) -> T:
+    """`run()`, a statement that is its own transaction; again when its counters' rows were in the way.
+
+    Each time it steps back for longer, by chance: writers that start again at once would meet again.
+    """
+    for attempt in itertools.count(1):
         try:
             return run()
         except OperationalError as error:
-            attempts -= 1
-            if not attempts or getattr(error.__cause__, "sqlstate", None) not in RETRIED:
+            conflict = getattr(error.__cause__, "sqlstate", None) in RETRIED
+            if not conflict or attempt == ATTEMPTS or unless():
                 raise
+            time.sleep(random.uniform(0, min(LONGEST_STEP_BACK, 0.001 * 2**attempt)))  # noqa: S311
+    raise AssertionError("unreachable")
 
 
 class _CountedCompiler(_Compiler):
