@@ -20,7 +20,7 @@ from tests.archives import File, Rows, bring_back, done, rotate, utc
 from tests.lab import Lab
 
 NOW = utc(2026, 5, 17, 13, 7, 11)
-TABLE = "lab_file_y2012"
+TABLE = "lab_file_y2018"
 
 
 def leave() -> None:
@@ -83,7 +83,7 @@ def test_the_next_run_finishes_what_a_killed_one_began(
 ) -> None:
     folder = tmp_path / "archive"
     archives.use_storage(settings, folder)
-    archives.load_files(lab, 2012, NOW)
+    archives.load_files(lab, 2018, NOW)
     rows = Rows(lab, "lab_file")
     assert rows.count > 1000
     seed = random.randrange(10**6)

@@ -155,11 +155,20 @@ class Restorer(Session):
         if marker is None or marker.state is not MarkState.RETIRING:
             if marker is not None and marker.held_since is not None:
                 self._after(member.table)  # a run that died may not have come to it
+            elif (marker is None or marker.state is MarkState.ATTACHED) and self._is_archived(member.table):
+                raise ArchiveError(
+                    f"{member.table} is attached, and is another partition than the archived one of that "
+                    "name; drop it if it is empty, or detach and rename it"
+                )
             return None
         bounds = self._bounds(member)
         step = ddl.mark(member.table, ddl.hold(self.parent, bounds, self.options.now))
         self.run(step, guard=partial(_still, member.table, member.oid, marker))
         return Partition(member.table, bounds, State.ATTACHED, managed=True, held_since=self.options.now)
+
+    def _is_archived(self, table: TableName) -> bool:
+        archives = state.of_tables(self.connection, [self.parent.table])
+        return any(archive.partition == table for archive in archives)
 
     # -- a detached table
 
