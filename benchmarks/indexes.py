@@ -130,6 +130,10 @@ def run(node: Node, rows: int, hold: float) -> None:
 
     with connection.schema_editor() as editor:
         editor.create_model(Order)
+    with connection.cursor() as cursor:  # the partition of today
+        cursor.execute("SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'bench_order'::regclass")
+        for (partition,) in cursor.fetchall():
+            cursor.execute(f"DROP TABLE {partition}")
     first, last = datetime(2024, 1, 1, tzinfo=UTC), datetime(2025, 12, 31, tzinfo=UTC)
     assert create_span([Order], first, last).ok
     with connection.cursor() as cursor:

@@ -222,6 +222,12 @@ def test_nobody_waits_behind_an_index_that_is_blocked(uploads: Lab, monkeypatch:
     holder = uploads.session()
     attach = Builder._attach
 
+    sent: list[str] = []
+
+    def listen(execute, query, *rest):
+        sent.append(query)
+        return execute(query, *rest)
+
     def hold(self: Builder) -> None:
         holder.execute("SELECT * FROM lab_upload WHERE at = '2026-06-02' AND size = 1")
         attach(self)
@@ -231,9 +237,12 @@ def test_nobody_waits_behind_an_index_that_is_blocked(uploads: Lab, monkeypatch:
         blocked_by = rf"attach .*pid {holder.info.backend_pid}"
         with monkeypatch.context() as patched, pytest.raises(LockNotAvailable, match=blocked_by):
             patched.setattr(Builder, "_attach", hold)
-            add(uploads)
+            with uploads.connection.execute_wrapper(listen):
+                add(uploads)
     assert traffic.count > 100
     assert queue.longest < 0.5
+    attached = [query for query in sent if "ATTACH PARTITION" in query]
+    assert len(attached) == 2, "what is held by somebody is not even asked for"
     blocked = [on for on, (part_of, _) in parts(uploads).items() if part_of is None]
     assert sorted(blocked) == ["lab_upload", "lab_upload_y2026m06"]
     holder.rollback()

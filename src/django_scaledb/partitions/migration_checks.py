@@ -8,7 +8,7 @@ from typing import Any
 from django.apps import AppConfig
 from django.contrib.postgres import operations as postgres
 from django.core.checks import CheckMessage, Warning  # Django's own name
-from django.db import DatabaseError, connections, models
+from django.db import DatabaseError, connections, models, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import truncate_name
 from django.db.migrations import Migration, operations
@@ -92,9 +92,10 @@ def _check(connection: BaseDatabaseWrapper, large: dict[str, Size]) -> Iterator[
             continue
         for operation in migration.operations:
             for inner in _in_database(operation):
-                table = _table(connection, migration, inner, state)
-                if table in large:
-                    yield from _warn(migration, inner, state, table, large[table])
+                model = _model(migration, inner, state)
+                table = _table(connection, model)
+                if model is not None and table in large and _is_run(connection, model):
+                    yield from _warn(migration, inner, model, table, large[table])
             operation.state_forwards(migration.app_label, state)
 
 
@@ -111,11 +112,13 @@ def _model(migration: Migration, operation: Any, state: ProjectState) -> ModelSt
     return state.models.get((migration.app_label, name.lower()))
 
 
-def _table(
-    connection: BaseDatabaseWrapper, migration: Migration, operation: Operation, state: ProjectState
-) -> str:
-    """The table that `operation` is about, as the catalog has it."""
-    model = _model(migration, operation, state)
+def _is_run(connection: BaseDatabaseWrapper, model: ModelState) -> bool:
+    """Nothing is run where the router says so, on a replica above all."""
+    return router.allow_migrate(connection.alias, model.app_label, model_name=model.name_lower)
+
+
+def _table(connection: BaseDatabaseWrapper, model: ModelState | None) -> str:
+    """The model's table as the catalog has it."""
     if model is None:
         return ""
     name: str = model.options.get("db_table") or f"{model.app_label}_{model.name_lower}"
@@ -123,9 +126,9 @@ def _table(
 
 
 def _warn(
-    migration: Migration, operation: Operation, state: ProjectState, table: str, size: Size
+    migration: Migration, operation: Operation, model: ModelState, table: str, size: Size
 ) -> Iterator[CheckMessage]:
-    reason = _reason(operation, _model(migration, operation, state))
+    reason = _reason(operation, model)
     if reason is None:
         return
     what, hint = reason
@@ -138,15 +141,10 @@ def _warn(
     )
 
 
-def _reason(operation: Operation, model: ModelState | None) -> tuple[str, str] | None:
+def _reason(operation: Operation, model: ModelState) -> tuple[str, str] | None:
     """Why `operation` should not be run on a table in use, and what to do."""
-    unhurried = (
-        postgres.AddIndexConcurrently,
-        postgres.RemoveIndexConcurrently,
-        postgres.AddConstraintNotValid,
-        postgres.NotInTransactionMixin,
-    )
-    if isinstance(operation, unhurried) or model is None:
+    # All that run CONCURRENTLY, Django's and ours, have the mixin.
+    if isinstance(operation, postgres.NotInTransactionMixin | postgres.AddConstraintNotValid):
         return None
     if isinstance(operation, operations.AddIndex):
         return _BUILDS, _CONCURRENTLY.format("AddIndexConcurrently")

@@ -111,6 +111,8 @@ class PartitionedSchemaEditorMixin(_SchemaEditor):
 
     def _build(self, model: type[models.Model], wanted: models.Index | models.UniqueConstraint) -> None:
         builder = self._builder(model, wanted)
+        if builder is None:
+            return
         if self.collect_sql:
             self._show(builder.steps_to_add())
         else:
@@ -118,13 +120,19 @@ class PartitionedSchemaEditorMixin(_SchemaEditor):
 
     def _unbuild(self, model: type[models.Model], wanted: models.Index | models.UniqueConstraint) -> None:
         builder = self._builder(model, wanted)
+        if builder is None:
+            return
         if self.collect_sql:
             self._show(builder.steps_to_remove())
         else:
             builder.remove()
 
-    def _builder(self, model: type[models.Model], wanted: models.Index | models.UniqueConstraint) -> Builder:
-        return Builder(self.connection, model._meta.db_table, Definition.of(wanted, model, self))
+    def _builder(
+        self, model: type[models.Model], wanted: models.Index | models.UniqueConstraint
+    ) -> Builder | None:
+        """None for what this PostgreSQL does not have, which Django's own operations leave out, too."""
+        definition = Definition.of(wanted, model, self)
+        return definition and Builder(self.connection, model._meta.db_table, definition)
 
     def _show(self, steps: Iterable[Step]) -> None:
         try:

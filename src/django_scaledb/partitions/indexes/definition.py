@@ -44,9 +44,14 @@ class Definition:
     @classmethod
     def of(
         cls, wanted: Index | UniqueConstraint, model: type[Model], editor: BaseDatabaseSchemaEditor
-    ) -> Self:
-        """Raises `DDLError` for a kind of index whose SQL is not the usual."""
+    ) -> Self | None:
+        """None where Django has no SQL for it (``nulls_distinct`` on PostgreSQL 14).
+
+        Raises `DDLError` for a kind of index whose SQL is not the usual.
+        """
         statement: Any = wanted.create_sql(model, editor)
+        if statement is None:
+            return None
         template, constraint = (statement.template if isinstance(statement, DjangoStatement) else ""), None
         parts = dict(statement.parts) if template else {}
         if template.startswith(_CONSTRAINED):
