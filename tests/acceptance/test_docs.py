@@ -380,6 +380,7 @@ PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if "_b
 RUN = [
     "tutorial.md",
     "how-to/start-partitioning.md",
+    "how-to/add-an-index.md",
     "how-to/rotate-from-cron.md",
     "how-to/choose-key-and-interval.md",
     "how-to/back-fill.md",

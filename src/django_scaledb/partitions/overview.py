@@ -60,7 +60,9 @@ from django_scaledb.partitions.marker import iso
 from django_scaledb.partitions.plan import Partition, State, missing, runway
 from django_scaledb.partitions.report import error_as_json
 from django_scaledb.partitions.uuid7 import timestamp_of
+from django_scaledb.postgres.executor import sqlstate
 
+_INSUFFICIENT_PRIVILEGE = "42501"
 VERSION = 1
 
 
@@ -198,7 +200,7 @@ def _survey_model(
     by_hand = (Partition(m.table, _range_of(m), State.DETACHED, managed=False) for m in found.orphans)
     overview.rows = [Row(partition, Size(None, None)) for partition in _in_order((*partitions, *by_hand))]
     if found.default is not None:
-        overview.problems += _rows_in_default(connection, found.default, config)
+        overview.problems += _rows_in_default(connection, found.default, config, found.role)
     return overview
 
 
@@ -230,13 +232,19 @@ def problems(config: PartitionConfig, partitions: Sequence[Partition], now: date
 
 
 def _rows_in_default(
-    connection: BaseDatabaseWrapper, default: Member, config: PartitionConfig
+    connection: BaseDatabaseWrapper, default: Member, config: PartitionConfig, role: str
 ) -> Iterator[Problem]:
     command = f"manage.py create_partitions {config.label}"
     try:
         ends = inspection.ends_of_key(connection, default.table, config.column)
     except LockNotAvailable as error:
         yield Problem("default rows", str(error), command)
+        return
+    except DatabaseError as error:
+        if sqlstate(error) != _INSUFFICIENT_PRIVILEGE:
+            raise
+        text = f"the role {role!r} may not see whether rows lie in the default partition {default.table}"
+        yield Problem("default rows", text, f"GRANT SELECT ON {default.table} TO {role}")
         return
     if ends is None:
         return
