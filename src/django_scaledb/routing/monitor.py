@@ -150,7 +150,9 @@ class _Watch:
                     if self._stopped.is_set():
                         break
                     if not isinstance(error, psycopg.Error | OSError):
-                        logger.exception("the monitor stumbled over %s", self.alias)
+                        logger.exception(
+                            "the monitor stumbled over %s", self.alias, extra={"alias": self.alias}
+                        )
                     self.failed(_first_line(error))
                 await self._pause(time.monotonic() - begun)
         finally:
