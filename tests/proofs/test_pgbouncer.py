@@ -1,0 +1,110 @@
+"""PgBouncer in transaction mode, fewer sessions than clients: what docs/how-to/pgbouncer.md says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.test_docs import DOCS, blocks, commands, matches
+from tests.bouncer import PORT, pgbouncer
+from tests.proofs.load import application, put_under_load, workers
+from tests.proofs.site import Site
+from tests.proofs.test_serve import serve
+
+pytestmark = pytest.mark.cluster
+
+PAGE = "how-to/pgbouncer.md"
+MODELS = """
+    from django.db.models import Count
+    from django_scaledb.models import CounterModel
+
+    class Order(models.Model):
+        status = models.CharField(max_length=50)
+
+    class OrdersPerStatus(CounterModel):
+        class CounterMeta:
+            source = "shop.Order"
+            group_by = ["status"]
+            totals = {"total": Count("*")}
+
+    class OrdersByTrigger(CounterModel):
+        class CounterMeta:
+            source = "shop.Order"
+            group_by = ["status"]
+            totals = {"total": Count("*")}
+            mechanism = "trigger"
+
+    class Event(PartitionedModel):
+        at = models.DateTimeField()
+
+        class PartitioningMeta:
+            key = ["at"]
+            interval = "1 month"
+"""
+
+
+@pytest.fixture
+def shop(site: Site) -> Iterator[Site]:
+    """A project whose aliases go through PgBouncer, except ``direct``."""
+    application(site)
+    site.models(MODELS)
+    site.migrate()
+    (ini,) = [block.body for block in blocks((DOCS / PAGE).read_text()) if block.caption == "pgbouncer.ini"]
+    options = ini.partition("[pgbouncer]\n")[2]
+    nodes = {"shop_primary": site.node, "shop_replica1": site.standby}
+    with pgbouncer({name: (node, site.database) for name, node in nodes.items()}, options) as home:
+        site.take(PAGE)
+        path = site.folder / "project_settings.py"
+        path.write_text(path.read_text().replace("/run/pgbouncer", str(home)).replace("6432", PORT))
+        yield site
+
+
+@pytest.mark.parametrize("binding", ["client", "server"])
+def test_routing_and_counters(shop: Site, binding: str) -> None:
+    if binding == "server":
+        shop.settings(
+            'for alias in ("default", "replica1"):\n'
+            '    DATABASES[alias]["OPTIONS"] = {"server_side_binding": True}\n'
+        )
+    _, port = serve(shop, "gunicorn shop.wsgi --workers 2 --worker-class gthread --threads 4")
+    workers(port, 2)
+    with shop.lag(1):
+        load = put_under_load(port)
+    assert (load.errors, load.stale) == ([], [])
+    assert load.read_from["default"] > 0
+    assert load.strangers[False] > 0, "who has no cookie sees the lag"
+    load = put_under_load(port, rounds=4, at_half=shop.standby.kill)
+    try:
+        assert (load.errors, load.stale) == ([], [])
+    finally:
+        shop.standby.restart()
+    counted = sorted(shop.query("SELECT status, count(*) FROM shop_order GROUP BY status"))
+    assert sum(n for _, n in counted) == 6 * 12
+    for table in ("shop_ordersperstatus", "shop_ordersbytrigger"):
+        assert sorted(shop.query(f"SELECT status, total FROM {table}")) == counted
+    assert "exact" in shop.manage("check_counters")
+
+
+def test_a_run_is_refused_and_goes_past_the_pool(shop: Site, tmp_path: Path) -> None:
+    refused, direct = [
+        command
+        for block in blocks((DOCS / PAGE).read_text())
+        if block.kind == "console"
+        for command in commands(block.body)
+    ]
+    argv = refused.text.removeprefix("python manage.py ").split()
+    assert "nothing to do" in shop.manage(*argv)
+    shop.execute("DROP TABLE " + shop.query("SELECT max(inhrelid::regclass::text) FROM pg_inherits "
+                                            "WHERE inhparent = 'shop_event'::regclass")[0][0])  # fmt: skip
+    said = shop.manage(*argv, fails=True)
+    assert matches(refused.expected, said)
+    assert "in transaction mode" in shop.manage("rebuild_counters", fails=True)
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+    assert shop.query(locks) == [(0,)]
+    assert matches(direct.expected, shop.manage(*direct.text.removeprefix("python manage.py ").split()))
+    assert "nothing to do" in shop.manage(*argv)
+    report = json.loads(shop.manage("show_partitions", "--format", "json"))
+    assert report["ok"]
