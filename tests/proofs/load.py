@@ -42,8 +42,8 @@ def read(request, pk):
     return seen(Order.objects.filter(pk=pk).first())
 
 def where(request):
-    threads = [thread.name for thread in threading.enumerate()]
     list(Order.objects.all()[:1])
+    threads = [thread.name for thread in threading.enumerate()]
     return JsonResponse({"pid": os.getpid(), "db": Order.objects.all().db,
                          "monitors": threads.count("django_scaledb-monitor")})
 
@@ -75,9 +75,9 @@ application = get_asgi_application()
 """
 
 
-def application(site: Site, *, read_before_the_fork: bool = True) -> None:
+def application(site: Site, models: str = ORDER, *, read_before_the_fork: bool = True) -> None:
     """Fill the project with an application to put under load."""
-    site.models(ORDER)
+    site.models(models)
     site.write("shop/urls.py", URLS)
     site.write("shop/views.py", VIEWS)
     before = "Order.objects.exists()" if read_before_the_fork else ""

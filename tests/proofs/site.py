@@ -46,6 +46,7 @@ class Site(Project):
         database = re.sub(r"\W+", "_", name)[:40].lower() + f"_{next(_NUMBERS)}"
         replica = {**self.standby.django_settings(CONN_MAX_AGE=600), "NAME": database}
         super().__init__(folder, cluster, database, EXTRA.format(replica=replica))
+        self.write("shop/urls.py", "urlpatterns = []\n")
         self.programs: list[Program] = []
 
     def __enter__(self) -> Site:
@@ -65,8 +66,12 @@ class Site(Project):
         (self.folder / name).write_text(text)
 
     def migrate(self) -> None:
-        self.manage("makemigrations", "shop", "-v", "0")
-        self.manage("migrate", "-v", "0")
+        self.run(
+            "from django.core.management import call_command\n"
+            "call_command('makemigrations', 'shop', verbosity=0)\n"
+            "import importlib; importlib.invalidate_caches()\n"
+            "call_command('migrate', verbosity=0)"
+        )
         self.cluster.wait_for_catchup()
 
     def environment(self) -> dict[str, str]:

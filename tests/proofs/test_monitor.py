@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import sys
+import time
 
 import pytest
 from django.db import connection
@@ -22,8 +23,17 @@ pytestmark = pytest.mark.cluster
 
 PAGE = "how-to/monitor.md"
 MODELS = """
+    from django.db.models import Count
+    from django_scaledb.models import CounterModel
+
     class Order(models.Model):
         status = models.CharField(max_length=50)
+
+    class OrdersPerStatus(CounterModel):
+        class CounterMeta:
+            source = "shop.Order"
+            group_by = ["status"]
+            totals = {"total": Count("*")}
 
     class Event(PartitionedModel):
         at = models.DateTimeField()
@@ -40,10 +50,8 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def shop(site: Site) -> Site:
     site.take(PAGE)
     page_urls = (site.folder / "shop" / "urls.py").read_text()
-    application(site, read_before_the_fork=False)
+    application(site, MODELS, read_before_the_fork=False)
     site.write("shop/urls.py", URLS + page_urls.replace("urlpatterns =", "urlpatterns +="))
-    site.models(MODELS)
-    site.migrate()
     return site
 
 
@@ -81,7 +89,7 @@ def test_metrics_and_logs_of_a_running_server(shop: Site) -> None:
     states = {s: value(before, "partitions", **event, state=s) for s in ("attached", "premade", "detached")}
     assert states == {"attached": 1, "premade": 2, "detached": 0}
     assert value(before, "partition_bytes", **event, state="premade") >= 2 * 8192
-    for part in ("servers", "decisions", "partitions"):
+    for part in ("servers", "decisions", "partitions", "runs"):
         assert value(before, "scrape_ok", part=part) == 1
 
     load = put_under_load(port, browsers=2, rounds=5)
@@ -169,8 +177,23 @@ def test_a_process_of_its_own(shop: Site) -> None:
 
 
 def test_every_metric_is_documented_and_has_an_alert(shop: Site) -> None:
+    begun = time.time()
+    shop.execute("INSERT INTO shop_ordersperstatus (status, total) VALUES ('lost', 7)")
+    shop.run(
+        "from django.core.management import call_command\n"
+        "from contextlib import suppress\n"
+        "call_command('rotate_partitions')\n"
+        "with suppress(SystemExit): call_command('check_counters')"
+    )
     _, port = serve(shop, "gunicorn shop.wsgi")
-    there = {name for name, _ in scrape(port) if name.startswith("django_scaledb_")}
+    found = scrape(port)
+    event = {"database": "default", "model": "shop.Event"}
+    counter = {"database": "default", "counter": "shop.OrdersPerStatus"}
+    assert value(found, "last_rotation_ok", **event) == 1
+    assert begun < value(found, "last_rotation_success_timestamp_seconds", **event) < time.time()
+    assert value(found, "counter_drifted_keys", **counter) == 1
+    assert begun < value(found, "counter_check_timestamp_seconds", **counter) < time.time()
+    there = {name for name, _ in found if name.startswith("django_scaledb_")}
     there = {name for name in there if not name.endswith("_created")}
     text = (DOCS / PAGE).read_text()
     table, alerts = text.partition("### Alerts")[0], text.partition("```yaml")[2].partition("```")[0]
@@ -201,7 +224,7 @@ def test_a_scrape_has_a_bound_and_survives_what_fails(monkeypatch, caplog) -> No
     with caplog.at_level(logging.ERROR, "django_scaledb.prometheus"):
         found = {metric.name: metric for metric in prometheus.ScaleDBCollector().collect()}
     ok = {s.labels["part"]: s.value for s in found["django_scaledb_scrape_ok"].samples}
-    assert ok == ok | {"partitions": 0, "servers": 1, "decisions": 1}
+    assert ok == ok | {"partitions": 0, "servers": 1, "decisions": 1, "runs": 1}
     assert "django_scaledb_partitions" not in found
     assert [record.part for record in caplog.records] == ["partitions"]
 
@@ -223,7 +246,7 @@ def test_a_run_says_what_it_did(shop: Site) -> None:
 
 
 TRACE = """
-import json
+import json, time
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 import tracing
@@ -249,7 +272,6 @@ def first():
     return Order.objects.first()
 
 def eventually(alias):
-    import time
     until = time.monotonic() + 10
     while Order.objects.all().db != alias:
         assert time.monotonic() < until
@@ -273,6 +295,7 @@ see("write", lambda: Order.objects.create(status="new"))
 see("after", first)
 eventually("replica1")
 see("later", first)
+see("idle", lambda: time.sleep(1))
 print(json.dumps(said), flush=True)
 input()
 first()
@@ -308,9 +331,10 @@ def test_spans_say_which_server_and_why(shop: Site) -> None:
         "named": [primary | {"reason": "named"}],
         "transaction": [primary | {"reason": "transaction"}],
         "use_primary": [primary | {"reason": "use_primary"}],
-        "write": [primary | {"reason": "write", "sql": "INSERT"}],
+        "write": [primary | {"reason": "write", "sql": "WITH"}],
         "after": [primary | {"reason": "not_replayed"}],
         "later": [replica],
+        "idle": [],
     }
     killed = dict(json.loads(answer))["killed"]
     assert killed[-1] | {"alias": "default", "failed_over_from": "replica1"} == killed[-1]

@@ -49,9 +49,7 @@ MODELS = """
 @pytest.fixture
 def shop(site: Site) -> Iterator[Site]:
     """A project whose aliases go through PgBouncer, except ``direct``."""
-    application(site)
-    site.models(MODELS)
-    site.migrate()
+    application(site, MODELS)
     (ini,) = [block.body for block in blocks((DOCS / PAGE).read_text()) if block.caption == "pgbouncer.ini"]
     options = ini.partition("[pgbouncer]\n")[2]
     nodes = {"shop_primary": site.node, "shop_replica1": site.standby}
@@ -84,7 +82,7 @@ def test_routing_and_counters(shop: Site, binding: str) -> None:
     counted = sorted(shop.query("SELECT status, count(*) FROM shop_order GROUP BY status"))
     assert sum(n for _, n in counted) == 6 * 12
     for table in ("shop_ordersperstatus", "shop_ordersbytrigger"):
-        assert sorted(shop.query(f"SELECT status, total FROM {table}")) == counted
+        assert sorted(shop.query(f"SELECT status, total FROM {table} WHERE total <> 0")) == counted
     assert "exact" in shop.manage("check_counters")
 
 

@@ -40,9 +40,7 @@ MODELS = """
 
 def test_a_pool_behind_a_threaded_server(site: Site) -> None:
     commands = site.take(PAGE)
-    application(site, read_before_the_fork=False)
-    site.models(MODELS)
-    site.migrate()
+    application(site, MODELS, read_before_the_fork=False)
     program, port = serve(site, "gunicorn shop.wsgi --workers 2 --worker-class gthread --threads 3")
     workers(port, 2)
     with site.lag(1):
@@ -58,7 +56,7 @@ def test_a_pool_behind_a_threaded_server(site: Site) -> None:
     finally:
         site.standby.restart()
     eventually(lambda: workers(port, 2), 20)
-    total = dict(site.query("SELECT status, total FROM shop_ordersperstatus"))
+    total = dict(site.query("SELECT status, total FROM shop_ordersperstatus WHERE total <> 0"))
     assert total == dict(site.query("SELECT status, count(*) FROM shop_order GROUP BY status"))
     assert sum(total.values()) == 6 * 8 * 2 + 6
     assert "Traceback" not in program.output, program.output

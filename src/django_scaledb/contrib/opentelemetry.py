@@ -105,7 +105,7 @@ def _reason(members: Any, query: _Query) -> str:
     if query.alias != members.primary:
         reason = Reason.STALE_REPLICA if frame.mode is Mode.STALE_REPLICA else Reason.REPLICA
         return reason.name.lower()
-    if isinstance(query.sql, str) and classify(query.sql) is Kind.WRITE:
+    if not isinstance(query.sql, str) or classify(query.sql) not in (Kind.READ, Kind.NEUTRAL):
         return "write"
     required, timeline_unknown = requirement(members, frame)
     reason = policy.decide(

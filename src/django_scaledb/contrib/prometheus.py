@@ -29,6 +29,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from django_scaledb import runs
 from django_scaledb.partitions import overview, registry
 from django_scaledb.partitions.bounds import Unbounded
 from django_scaledb.partitions.overview import ModelOverview, Row
@@ -96,7 +97,9 @@ Part = tuple[str, Callable[[], Iterable[Metric]]]
 def _parts(databases: Sequence[str]) -> Iterator[Part]:
     yield "servers", _servers
     yield "decisions", _all_decisions
-    yield "partitions", lambda: _partitions(databases or list(routing.registry().sets))
+    wanted = databases or list(routing.registry().sets)
+    yield "partitions", lambda: _partitions(wanted)
+    yield "runs", lambda: _runs(wanted)
 
 
 def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
@@ -208,10 +211,39 @@ def _state(row: Row, model: ModelOverview, now: datetime) -> str:
     assert model.config is not None
     partition = row.partition
     if partition.state is not State.ATTACHED:
-        return partition.state.value.replace(" ", "_")
+        return str(partition.state.value).replace(" ", "_")
     if partition.range is None:
         return "default"
     return "premade" if partition.range.lower > model.config.on_key_axis(now) else "attached"
+
+
+# -- what the last runs have written down
+
+
+def _runs(databases: Iterable[str]) -> Iterator[Metric]:
+    rotation = ("database", "model")
+    ok = _gauge("last_rotation_ok", "1 when the last rotation did all it should.", *rotation)
+    success = _gauge(
+        "last_rotation_success_timestamp_seconds", "When a rotation last did all it should.", *rotation
+    )
+    check = ("database", "counter")
+    drift = _gauge("counter_drifted_keys", "Wrong keys when check_counters last looked.", *check)
+    checked = _gauge("counter_check_timestamp_seconds", "When check_counters last looked.", *check)
+    for database in databases:
+        if not router.allow_migrate_model(database, runs.LastRun):
+            continue  # a further primary, whose tables are those of its own models
+        with _borrowed(database):
+            rotations = runs.last_runs(database, runs.ROTATE)
+            checks = runs.last_runs(database, runs.CHECK_COUNTERS)
+        for model, run in rotations.items():
+            ok.add_metric([database, model], run.ok)
+            if run.succeeded_at is not None:
+                success.add_metric([database, model], run.succeeded_at.timestamp())
+        for counter, run in checks.items():
+            checked.add_metric([database, counter], run.finished_at.timestamp())
+            if "drifted_keys" in run.detail:
+                drift.add_metric([database, counter], run.detail["drifted_keys"])
+    yield from (ok, success, drift, checked)
 
 
 @contextmanager

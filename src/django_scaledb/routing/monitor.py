@@ -167,6 +167,8 @@ class _Watch:
             self.connection = connection = await asyncio.wait_for(
                 psycopg.AsyncConnection.connect(**found), max(deadline, _CONNECT_DEADLINE)
             )
+            # Not what instruments psycopg may have put there: several looks a second are no use in a trace.
+            connection.cursor_factory = psycopg.AsyncCursor
             await self._within(self.connected(connection), deadline)
         await self._within(self.ask(connection), deadline)
 
