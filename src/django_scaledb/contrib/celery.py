@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from io import StringIO
 from typing import Any
 
@@ -42,6 +41,7 @@ class RotationFailed(ScaleDBError):
     bind=True,
     name="django_scaledb.rotate_partitions",
     acks_late=True,
+    reject_on_worker_lost=True,
     max_retries=3,
     default_retry_delay=60,
 )
@@ -57,8 +57,11 @@ def rotate_partitions(task: Any, *models: str, **options: Any) -> dict[str, Any]
     (a model that is misdeclared) fails at once, and so does misuse, with `CommandError`.
     """
     out = StringIO()
-    with suppress(SystemExit):  # the report says it, too
+    try:
         call_command("rotate_partitions", *models, format="json", verbosity=0, stdout=out, **options)
+    except SystemExit as end:
+        if end.code != 1:  # 1: the report says why
+            raise
     report: dict[str, Any] = json.loads(out.getvalue())
     if report["ok"]:
         return report

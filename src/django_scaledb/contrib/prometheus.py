@@ -97,9 +97,8 @@ Part = tuple[str, Callable[[], Iterable[Metric]]]
 def _parts(databases: Sequence[str]) -> Iterator[Part]:
     yield "servers", _servers
     yield "decisions", _all_decisions
-    wanted = databases or list(routing.registry().sets)
-    yield "partitions", lambda: _partitions(wanted)
-    yield "runs", lambda: _runs(wanted)
+    yield "partitions", lambda: _partitions(databases or list(routing.registry().sets))
+    yield "runs", lambda: _runs(databases or list(routing.registry().sets))
 
 
 def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:

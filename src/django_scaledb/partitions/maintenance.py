@@ -341,7 +341,7 @@ class _Run:
             (logging.WARNING, "%s: %s of %s %s: %s") if reason else (logging.INFO, "%s: %s of %s %s")
         )
         words = (label, result.action, result.partition, status.value, *([reason] if reason else []))
-        fields = {"partition": str(result.partition), "action": result.action, "state": status.value}
+        fields = {"partition": str(result.partition or ""), "action": result.action, "state": status.value}
         self._log(level, reason, text, *words, model=label, range=str(result.range or ""), **fields)
         self.listener.on_result(item.job.report, result)
 
