@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,11 @@ def pair() -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture
-def site(pair: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
-    with Site(tmp_path / "site", pair, request.node.name) as site:
+@pytest.fixture(scope="module")
+def site(
+    pair: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Site]:
+    """A project that the tests of a module share."""
+    name = request.module.__name__.rpartition(".")[2]
+    with Site(tmp_path_factory.mktemp(name) / "site", pair, name) as site:
         yield site

@@ -23,8 +23,12 @@ from tests.project import Project
 
 _NUMBERS = count(1)
 EXTRA = """
-DATABASES["default"]["CONN_MAX_AGE"] = 600
-DATABASES["replica1"] = {replica!r}
+import os
+DATABASES["default"]["CONN_MAX_AGE"] = int(os.environ.get("CONN_MAX_AGE", "600"))
+DATABASES["replica1"] = {{**{replica!r}, "CONN_MAX_AGE": DATABASES["default"]["CONN_MAX_AGE"]}}
+if "SERVER_SIDE_BINDING" in os.environ:
+    for entry in DATABASES.values():
+        entry["OPTIONS"] = {{"server_side_binding": True}}
 DATABASE_ROUTERS = ["django_scaledb.routing.ReplicaRouter"]
 MIDDLEWARE = ["django_scaledb.routing.ReadYourWritesMiddleware"]
 SCALEDB = {{"REPLICAS": ["replica1"], "MAX_LAG": 60}}
@@ -44,7 +48,7 @@ class Site(Project):
         self.cluster = cluster
         self.standby = cluster.standbys[0]
         database = re.sub(r"\W+", "_", name)[:40].lower() + f"_{next(_NUMBERS)}"
-        replica = {**self.standby.django_settings(CONN_MAX_AGE=600), "NAME": database}
+        replica = {**self.standby.django_settings(), "NAME": database}
         super().__init__(folder, cluster, database, EXTRA.format(replica=replica))
         self.write("shop/urls.py", "urlpatterns = []\n")
         self.programs: list[Program] = []
@@ -53,8 +57,11 @@ class Site(Project):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for program in self.programs:
-            program.stop()
+        self.stop_programs()
+
+    def stop_programs(self) -> None:
+        while self.programs:
+            self.programs.pop().stop()
 
     def settings(self, text: str) -> None:
         """Append to the settings."""
@@ -117,7 +124,7 @@ class Program:
 
     def __init__(self, site: Site, command: str, environment: dict[str, str]) -> None:
         self.command = command
-        self.log = site.folder / f"program{len(site.programs)}.log"
+        self.log = site.folder / f"program{next(_NUMBERS)}.log"
         with self.log.open("w") as file:
             self.process = subprocess.Popen(
                 shlex.split(command),

@@ -56,21 +56,35 @@ except Exception as error:
 PARTITIONS = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'shop_event'::regclass"
 
 
-@pytest.fixture
+SOON = """
+from django_scaledb.contrib.celery import rotate_partitions
+
+rotate_partitions.max_retries = 1
+rotate_partitions.default_retry_delay = 1
+"""
+
+
+@pytest.fixture(scope="module")
 def shop(site: Site) -> Site:
+    """The page's project, with a worker."""
     site.settings(BROKER.format(site.folder))
     for name in ("queue", "control", "results"):
         (site.folder / name).mkdir()
     site.models(ORDER + EVENT)
-    site.commands = site.take(PAGE)
+    (site.worker, site.beat) = site.take(PAGE)
+    site.settings('CELERY_BEAT_SCHEDULE["rotate-partitions"]["schedule"] = 1.0\n')
+    site.write("shop/tasks.py", (site.folder / "shop/tasks.py").read_text() + SOON)
     site.migrate()
+    program = site.start(f"{site.worker} --concurrency 2")
+    program.wait_for(lambda: "ready." in program.output)
     return site
 
 
-def worker(site: Site) -> None:
-    (command,) = [c for c in site.commands if "worker" in c]
-    program = site.start(f"{command} --concurrency 2")
-    program.wait_for(lambda: "ready." in program.output)
+def drop(site: Site, which: str) -> None:
+    """Drop partitions of Event: ``max(name)`` is the last one."""
+    (name,) = site.query(f"SELECT {which} FROM (SELECT inhrelid::regclass::text AS name FROM pg_inherits "
+                         "WHERE inhparent = 'shop_event'::regclass) p")[0]  # fmt: skip
+    site.execute(f"DROP TABLE {name}")
 
 
 def answer(site: Site, code: str) -> object:
@@ -78,7 +92,6 @@ def answer(site: Site, code: str) -> object:
 
 
 def test_a_task_reads_what_its_sender_wrote(shop: Site) -> None:
-    worker(shop)
     # The workers' monitors start with a first read; from then on a replica is read.
     shop.run("from shop.tasks import confirm\nfor _ in range(4): confirm.delay(0)")
     with shop.lag(3):
@@ -89,12 +102,8 @@ def test_a_task_reads_what_its_sender_wrote(shop: Site) -> None:
 
 
 def test_the_rotation_is_a_task(shop: Site) -> None:
-    shop.execute("DROP TABLE " + ", ".join(
-        name for (name,) in shop.query("SELECT inhrelid::regclass::text FROM pg_inherits "
-                                       "WHERE inhparent = 'shop_event'::regclass")
-    ))  # fmt: skip
-    worker(shop)
-    first, second = answer(shop, ROTATE.format(labels="")), answer(shop, ROTATE.format(labels='"shop.Event"'))
+    drop(shop, "string_agg(name, ',')")
+    first, second = (answer(shop, ROTATE.format(labels=labels)) for labels in ("", '"shop.Event"'))
     assert [first["ok"], second["ok"]] == [True, True]
     assert [a["status"] for a in first["models"][0]["actions"]] == ["done"] * 3
     assert second["models"][0]["actions"] == []
@@ -105,10 +114,7 @@ def test_the_rotation_is_a_task(shop: Site) -> None:
 
 
 def test_a_model_that_fails_fails_the_task_which_is_tried_again(shop: Site) -> None:
-    shop.write("shop/tasks.py", (shop.folder / "shop/tasks.py").read_text() + RETRY_SOON)
-    shop.execute("DROP TABLE " + shop.query("SELECT max(inhrelid::regclass::text) FROM pg_inherits "
-                                            "WHERE inhparent = 'shop_event'::regclass")[0][0])  # fmt: skip
-    worker(shop)
+    drop(shop, "max(name)")
     with shop.node.connect(dbname=shop.database) as holder:
         holder.execute("LOCK TABLE shop_event IN ACCESS EXCLUSIVE MODE")
         name, text = answer(shop, ROTATE.format(labels=""))
@@ -121,20 +127,7 @@ def test_a_model_that_fails_fails_the_task_which_is_tried_again(shop: Site) -> N
     assert answer(shop, ROTATE.format(labels=""))["ok"]
 
 
-RETRY_SOON = """
-from django_scaledb.contrib.celery import rotate_partitions
-
-rotate_partitions.max_retries = 1
-rotate_partitions.default_retry_delay = 1
-"""
-
-
 def test_beat_sends_it(shop: Site) -> None:
-    shop.execute("DROP TABLE " + shop.query("SELECT max(inhrelid::regclass::text) FROM pg_inherits "
-                                            "WHERE inhparent = 'shop_event'::regclass")[0][0])  # fmt: skip
-    shop.settings('CELERY_BEAT_SCHEDULE["rotate-partitions"]["schedule"] = 1.0\n')
-    worker(shop)
-    (command,) = [c for c in shop.commands if "beat" in c]
-    beat = shop.start(f"{command} --max-interval 1")
+    drop(shop, "max(name)")
+    beat = shop.start(f"{shop.beat} --max-interval 1")
     beat.wait_for(lambda: shop.query(PARTITIONS) == [(3,)])
-    shop.programs[0].wait_for(lambda: shop.programs[0].output.count("succeeded in") >= 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.proofs.load import application, put_under_load, workers
@@ -13,16 +15,22 @@ pytestmark = pytest.mark.cluster
 PAGE = "how-to/serve.md"
 
 
-@pytest.fixture
-def shop(site: Site) -> Site:
+@pytest.fixture(scope="module")
+def project(site: Site) -> Site:
     application(site)
     return site
 
 
-def serve(site: Site, command: str) -> tuple[Program, int]:
+@pytest.fixture
+def shop(project: Site) -> Iterator[Site]:
+    yield project
+    project.stop_programs()
+
+
+def serve(site: Site, command: str, **environment: str) -> tuple[Program, int]:
     port = free_port()
     bind = f"--port {port}" if command.startswith("uvicorn") else f"--bind 127.0.0.1:{port}"
-    program = site.start(f"{command} {bind}")
+    program = site.start(f"{command} {bind}", **environment)
 
     def answers() -> bool:
         try:
@@ -41,9 +49,7 @@ def serve(site: Site, command: str) -> tuple[Program, int]:
 )
 def test_nothing_stale_and_nothing_failed_under_load(shop: Site, server: str, prefix: str) -> None:
     (command,) = [command for command in shop.take(PAGE) if server in command]
-    if prefix:
-        shop.settings('for entry in DATABASES.values(): entry["CONN_MAX_AGE"] = 0\n')
-    program, port = serve(shop, command)
+    program, port = serve(shop, command, CONN_MAX_AGE="0" if prefix else "600")
     assert {said["monitors"] for said in workers(port, 2).values()} == {1}, "one in each process"
 
     with shop.lag(2):
