@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -80,6 +82,41 @@ def test_routing_and_counters(shop: Site, binding: str) -> None:
         assert sorted(shop.query(f"SELECT status, total FROM {table} WHERE total <> 0")) == counted
     assert "exact" in shop.manage("check_counters")
     shop.stop_programs()
+
+
+FIRST = """
+import time
+from shop.models import Order
+
+def read():
+    begun = time.monotonic()
+    Order.objects.using("replica1").count()
+    return time.monotonic() - begun
+
+while Order.objects.all().db != "replica1":
+    time.sleep(0.05)
+read()
+print("ready", flush=True)
+input()
+print(read(), flush=True)
+"""
+
+
+def test_a_read_that_pgbouncer_keeps_waiting_goes_elsewhere(shop: Site) -> None:
+    """PgBouncer refuses whoever comes when a server is known to be gone; who found that out waits."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "django", "shell", "-v", "0", "-c", FIRST],
+        cwd=shop.folder, env=shop.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    shop.standby.kill()
+    try:
+        answer, _ = process.communicate("\n", timeout=30)
+    finally:
+        process.kill()
+        shop.standby.restart()
+    assert float(answer) < 10
 
 
 def test_a_run_is_refused_and_goes_past_the_pool(shop: Site) -> None:

@@ -262,6 +262,7 @@ class _ReplicaWatch(_Watch):
         self.replica = replica
         self.primary = primary
         self._was_away = False
+        self._away_since = 0.0
 
     async def run(self) -> None:
         # A replica is judged by the primary's position: that one first, unless it does not answer.
@@ -292,6 +293,12 @@ class _ReplicaWatch(_Watch):
         self._looked()
 
     def failed(self, why: str) -> None:
+        now = time.monotonic()
+        if not self._was_away:
+            self._away_since = now
+        elif now - self._away_since >= self.members.config.read_deadline:
+            # A pooler refuses new clients at once, and lets a read wait that came just before.
+            sockets.shut_down(self.alias)
         self._was_away = True
         self.members.replica_out(self.replica, why, forget=True)
         self._looked()
