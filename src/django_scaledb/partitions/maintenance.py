@@ -8,6 +8,7 @@ that a busy table does not use up the time of the others.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,6 +39,10 @@ from django_scaledb.partitions.plan import (
 from django_scaledb.partitions.report import ModelReport, Report, Result, Sent, Status
 from django_scaledb.partitions.work import Task, Worker
 from django_scaledb.postgres.executor import Executor, Waiting, script, sqlstate
+
+logger = logging.getLogger("django_scaledb.partitions")
+# The commands print what a run did: where nobody has asked for logs, nothing is said twice.
+logger.addHandler(logging.NullHandler())
 
 PATIENCE_SECONDS = 1.0
 """How long one blocked action is tried before the others get their turn."""
@@ -177,6 +182,16 @@ class _Run:
         self.listener = listener or Listener()
 
     def perform(self, partitioned: Sequence[type[models.Model]], planner: Planner) -> Report:
+        report = self._perform(partitioned, planner)
+        for model in report.models:
+            if model.error is not None:
+                self._log(logging.WARNING, model.error, "%s: %s", model.label, model.error, model=model.label)
+        if report.error is not None:
+            text = "%s of the database %s was stopped: %s"
+            self._log(logging.ERROR, report.error, text, report.command, report.database, report.error)
+        return report
+
+    def _perform(self, partitioned: Sequence[type[models.Model]], planner: Planner) -> Report:
         options = self.options
         report = Report(options.command, options.using, options.now, options.dry_run)
         try:
@@ -320,8 +335,21 @@ class _Run:
             return True  # nobody knows; then it is better not to try the others
 
     def _end(self, item: _Item, status: Status, reason: Exception | None) -> None:
-        item.result.status, item.result.reason = status, reason
-        self.listener.on_result(item.job.report, item.result)
+        result, label = item.result, item.job.report.label
+        result.status, result.reason = status, reason
+        level, text = (
+            (logging.WARNING, "%s: %s of %s %s: %s") if reason else (logging.INFO, "%s: %s of %s %s")
+        )
+        words = (label, result.action, result.partition, status.value, *([reason] if reason else []))
+        fields = {"partition": str(result.partition or ""), "action": result.action, "state": status.value}
+        self._log(level, reason, text, *words, model=label, range=str(result.range or ""), **fields)
+        self.listener.on_result(item.job.report, result)
+
+    def _log(self, level: int, reason: Exception | None, text: str, *words: object, **fields: object) -> None:
+        extra = {"command": self.options.command, "database": self.options.using, **fields}
+        if reason is not None:
+            extra |= {"error": type(reason).__name__, "reason": str(reason)}
+        logger.log(level, text, *words, extra=extra)
 
 
 def _needs(item: _Item, other: _Item) -> bool:
