@@ -390,6 +390,7 @@ RUN = [
     "how-to/default-partition.md",
     "how-to/from-psqlextra.md",
     "how-to/test-with-a-cluster.md",
+    "how-to/overview-page.md",
 ]
 """Those that can be run as they stand."""
 
