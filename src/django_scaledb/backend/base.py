@@ -10,6 +10,7 @@ from django.utils.functional import cached_property
 
 from django_scaledb.backend import psqlextra
 from django_scaledb.backend.creation import DatabaseCreation
+from django_scaledb.backend.features import DatabaseFeatures
 from django_scaledb.backend.operations import DatabaseOperations
 from django_scaledb.backend.schema import DatabaseSchemaEditor
 from django_scaledb.counters.connection import CounterConnectionMixin
@@ -22,6 +23,7 @@ class DatabaseWrapper(CounterConnectionMixin, RoutedConnectionMixin, psqlextra.D
 
     SchemaEditorClass = DatabaseSchemaEditor
     creation_class = DatabaseCreation
+    features_class = DatabaseFeatures
     ops_class = DatabaseOperations
 
     accepts_any_period = False
