@@ -4,5 +4,13 @@ from django_scaledb.counters.models import CounterModel
 from django_scaledb.partitions.conversion.state import Conversion
 from django_scaledb.partitions.fields import UUID7Field
 from django_scaledb.partitions.models import PartitionedModel
+from django_scaledb.partitions.querysets import PartitionedManager, PartitionedQuerySet
 
-__all__ = ["Conversion", "CounterModel", "PartitionedModel", "UUID7Field"]
+__all__ = [
+    "Conversion",
+    "CounterModel",
+    "PartitionedManager",
+    "PartitionedModel",
+    "PartitionedQuerySet",
+    "UUID7Field",
+]
