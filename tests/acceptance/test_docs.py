@@ -389,6 +389,7 @@ RUN = [
     "how-to/default-partition.md",
     "how-to/from-psqlextra.md",
     "how-to/test-with-a-cluster.md",
+    "how-to/find-unpruned-queries.md",
 ]
 """Those that can be run as they stand."""
 

@@ -14,7 +14,7 @@ from django_scaledb.backend.features import DatabaseFeatures
 from django_scaledb.backend.operations import DatabaseOperations
 from django_scaledb.backend.schema import DatabaseSchemaEditor
 from django_scaledb.counters.connection import CounterConnectionMixin
-from django_scaledb.partitions import errors
+from django_scaledb.partitions import errors, watching
 from django_scaledb.routing.connection import RoutedConnectionMixin
 
 
@@ -28,6 +28,10 @@ class DatabaseWrapper(CounterConnectionMixin, RoutedConnectionMixin, psqlextra.D
 
     accepts_any_period = False
     """Whether new partitioned tables get a default partition (test databases do)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        watching.join(self)
 
     def prepare_database(self) -> None:
         """Make hstore only where a model has such a column: an ordinary role must do otherwise."""
