@@ -391,6 +391,7 @@ RUN = [
     "how-to/from-psqlextra.md",
     "how-to/test-with-a-cluster.md",
     "how-to/overview-page.md",
+    "how-to/find-unpruned-queries.md",
 ]
 """Those that can be run as they stand."""
 
