@@ -8,8 +8,9 @@ that a busy table does not use up the time of the others.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connections, models
@@ -48,6 +49,10 @@ from django_scaledb.partitions.plan import (
 from django_scaledb.partitions.report import ModelReport, Report, Result, Sent, Status
 from django_scaledb.partitions.work import Task, Worker
 from django_scaledb.postgres.executor import Executor, Waiting, script, sqlstate
+
+logger = logging.getLogger("django_scaledb.partitions")
+# The commands print what a run did: where nobody has asked for logs, nothing is said twice.
+logger.addHandler(logging.NullHandler())
 
 PATIENCE_SECONDS = 1.0
 """How long one blocked action is tried before the others get their turn."""
@@ -103,6 +108,22 @@ def rotate(
     return _Run(options, listener).perform(list(partitioned), planner)
 
 
+def preview(
+    partitioned: Iterable[type[models.Model]], *, using: str = DEFAULT_DB_ALIAS, now: datetime, limit: int
+) -> Report:
+    """What `rotate` would do at `now` (aware), for whoever only looks and need not own the tables.
+
+    All actions are in the report; the first `limit` of them with their SQL, so that the number of
+    queries is bounded.
+    """
+
+    def planner(config: PartitionConfig, partitions: Sequence[Partition]) -> Plan:
+        return plan(config, partitions, now)
+
+    options = _options(using, now, "rotate_partitions", True, None, None, False)
+    return _Run(replace(options, shown=limit), None).perform(list(partitioned), planner)
+
+
 def create_span(
     partitioned: Iterable[type[models.Model]],
     start: datetime,
@@ -138,6 +159,8 @@ class _Options:
     lock_timeout: int
     deadline: float
     drain_default: bool
+    shown: int | None = None
+    """Of a preview: as many actions are shown with their SQL."""
 
 
 def _options(
@@ -190,6 +213,16 @@ class _Run:
         self.listener = listener or Listener()
 
     def perform(self, partitioned: Sequence[type[models.Model]], planner: Planner) -> Report:
+        report = self._perform(partitioned, planner)
+        for model in report.models:
+            if model.error is not None:
+                self._log(logging.WARNING, model.error, "%s: %s", model.label, model.error, model=model.label)
+        if report.error is not None:
+            text = "%s of the database %s was stopped: %s"
+            self._log(logging.ERROR, report.error, text, report.command, report.database, report.error)
+        return report
+
+    def _perform(self, partitioned: Sequence[type[models.Model]], planner: Planner) -> Report:
         options = self.options
         report = Report(options.command, options.using, options.now, options.dry_run)
         try:
@@ -239,9 +272,9 @@ class _Run:
                 self.options.now,
                 drain_default=self.options.drain_default,
             )
-            if actions:
+            if actions and self.options.shown is None:
                 worker.require_rights()
-            actions = self._archivable(job, found, actions)
+                actions = self._archivable(job, found, actions)
         except (ScaleDBError, ValueError) as error:
             job.report.error = error
             return job
@@ -275,7 +308,15 @@ class _Run:
             yield task
 
     def _show(self, jobs: Iterable[_Job]) -> None:
-        for item in (item for job in jobs for item in job.items):
+        items = [item for job in jobs for item in job.items]
+        shown = len(items) if self.options.shown is None else self.options.shown
+        for item in items[shown:]:
+            if isinstance(item.action, Create):  # to find a free name takes a query
+                item.result.range = item.action.range
+            elif not isinstance(item.action, CreateDefault):
+                partition = item.action.partition
+                item.result.partition, item.result.range = partition.table, partition.range
+        for item in items[:shown]:
             try:
                 for _ in self._begin(item):
                     pass
@@ -390,8 +431,21 @@ class _Run:
             return True  # nobody knows; then it is better not to try the others
 
     def _end(self, item: _Item, status: Status, reason: Exception | None) -> None:
-        item.result.status, item.result.reason = status, reason
-        self.listener.on_result(item.job.report, item.result)
+        result, label = item.result, item.job.report.label
+        result.status, result.reason = status, reason
+        level, text = (
+            (logging.WARNING, "%s: %s of %s %s: %s") if reason else (logging.INFO, "%s: %s of %s %s")
+        )
+        words = (label, result.action, result.partition, status.value, *([reason] if reason else []))
+        fields = {"partition": str(result.partition or ""), "action": result.action, "state": status.value}
+        self._log(level, reason, text, *words, model=label, range=str(result.range or ""), **fields)
+        self.listener.on_result(item.job.report, result)
+
+    def _log(self, level: int, reason: Exception | None, text: str, *words: object, **fields: object) -> None:
+        extra = {"command": self.options.command, "database": self.options.using, **fields}
+        if reason is not None:
+            extra |= {"error": type(reason).__name__, "reason": str(reason)}
+        logger.log(level, text, *words, extra=extra)
 
 
 def _needs(item: _Item, other: _Item) -> bool:

@@ -21,7 +21,7 @@ from psycopg import sql
 
 from django_scaledb.conf import settings
 from django_scaledb.exceptions import ArchiveError, DDLError, PlanError, ScaleDBError
-from django_scaledb.partitions import catalog, ddl, hooks, inspection, registry
+from django_scaledb.partitions import catalog, ddl, hooks, inheritance, inspection, registry
 from django_scaledb.partitions.archive import drift as drifts
 from django_scaledb.partitions.archive import parquet, rows, state, storage
 from django_scaledb.partitions.archive.columns import Column, copy_in, stored
@@ -234,7 +234,9 @@ class Restorer(Session):
                     f"{manifest.file} is not what was stored: {size} bytes, SHA-256 {sha256}, against "
                     f"{manifest.size} and {manifest.sha256} in its manifest"
                 )
-            self.run(ddl.make_standalone(self.parent, self.config, bounds, table, archive, filled))
+            own = tuple(inheritance.settings(self.connection, self.model, table))
+            make = ddl.make_standalone(self.parent, self.config, bounds, table, archive, filled, beside=own)
+            self.run(make)
             if self.dry_run:
                 lock = Lock(table, LockMode.ROW_EXCLUSIVE)
                 copy = Statement(copy_in(difference.kept, table.sql), (lock,))

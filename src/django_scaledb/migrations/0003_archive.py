@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("django_scaledb", "0001_conversion")]
+    dependencies = [("django_scaledb", "0002_last_run")]
 
     operations = [
         migrations.CreateModel(
