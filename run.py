@@ -32,6 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 # The last would have every process compile all that it imports again: twice the time of the tests.
 MISLEADING = ("PYTHONHOME", "PYTHONPATH", "DJANGO_SETTINGS_MODULE", "PYTHONDONTWRITEBYTECODE")
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LINTED = ("src", "tests", "example", "benchmarks", "docs", "run.py")
 
 
@@ -275,7 +276,20 @@ def environment(*extras: str) -> Environment:
     return env
 
 
+def provide_chromium() -> None:
+    """For the tests in a browser; where it cannot be installed they are skipped, and say so."""
+    if any(map(shutil.which, CHROMIUMS)) or os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    say("installing chromium for the tests in a browser (once)")
+    quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120"]
+    install = [*quiet, "install", "--yes", "--no-install-recommends", "chromium"]
+    # The second try is for an image that comes without lists of packages.
+    if not succeeds(install) and not (succeeds([*quiet, "update"]) and succeeds(install)):
+        say("chromium could not be installed; the tests in a browser will be skipped")
+
+
 def pytest(env: Environment, *arguments: str) -> int:
+    provide_chromium()
     return env.run("python", "-m", "pytest", "-o", f"cache_dir={env.cache / 'pytest'}", *arguments)
 
 
