@@ -132,7 +132,9 @@ class PartitionedSchemaEditorMixin(_SchemaEditor):
     ) -> Builder | None:
         """None for what this PostgreSQL does not have, which Django's own operations leave out, too."""
         definition = Definition.of(wanted, model, self)
-        return definition and Builder(self.connection, model._meta.db_table, definition)
+        if definition is None:
+            return None
+        return Builder(self.connection, model._meta.db_table, definition)
 
     def _show(self, steps: Iterable[Step]) -> None:
         try:

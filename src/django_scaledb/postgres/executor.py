@@ -278,7 +278,10 @@ class Executor:
 
     @property
     def _pid(self) -> int:
-        return self.connection.connection.info.backend_pid  # type: ignore[no-any-return]
+        # Not what the driver was told when it connected: a pooler makes that up.
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            return int(cursor.fetchone()[0])
 
     def _get_watcher(self) -> Watcher | None:
         if self._watcher is None or self._watcher.is_closed:

@@ -11,6 +11,7 @@ from django.db import DatabaseError, InterfaceError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_scaledb.exceptions import AnotherRunInProgress, DDLError
+from django_scaledb.postgres.pooling import require_session
 
 RUN_LOCK = (0x5CA1EDB, 1)
 """The advisory lock (two-key form, per database) that a run holds: pg_locks.classid and objid."""
@@ -98,6 +99,8 @@ class RunSession:
             )
         if not connection.in_atomic_block and not connection.get_autocommit():
             raise DDLError(f"the connection {connection.alias!r} is not in autocommit mode")
+        if not connection.in_atomic_block:
+            require_session(connection)
 
     def _set(self, values: dict[str, str]) -> None:
         with self.connection.cursor() as cursor:
