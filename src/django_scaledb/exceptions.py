@@ -57,3 +57,7 @@ class NoPartitionError(ScaleDBError, IntegrityError):
         super().__init__(message)
         self.model = model
         self.value = value
+
+
+class UnprunedQueryError(ScaleDBError):
+    """A query reads every partition, because nothing in it restricts the partition key."""

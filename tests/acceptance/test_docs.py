@@ -390,6 +390,8 @@ RUN = [
     "how-to/default-partition.md",
     "how-to/from-psqlextra.md",
     "how-to/test-with-a-cluster.md",
+    "how-to/overview-page.md",
+    "how-to/find-unpruned-queries.md",
 ]
 """Those that can be run as they stand."""
 

@@ -206,6 +206,28 @@ def movable(connection: BaseDatabaseWrapper, default: int, parent: int) -> Movab
     return Movable(tuple(columns), tuple(triggers), tuple(acting_keys))
 
 
+def not_empty(connection: BaseDatabaseWrapper, oids: Sequence[int]) -> list[TableName]:
+    """Those of the tables that hold a row and that the connected role may read: two queries for all.
+
+    Raises `LockNotAvailable` when somebody has one of them for himself.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE c.oid = ANY(%s) AND has_table_privilege(c.oid, 'SELECT') ORDER BY 1, 2",
+            [list(oids)],
+        )
+        tables = [TableName(schema, name) for schema, name in cursor.fetchall()]
+    if not tables:
+        return []
+    looks = [sql.SQL("EXISTS (SELECT FROM {})").format(table.sql) for table in tables]
+    query = sql.SQL("SELECT ARRAY[{}]").format(sql.SQL(", ").join(looks))
+    with _reading(connection, tables[0], "lock_timeout", LOOK_TIMEOUT) as cursor:
+        cursor.execute(query.as_string(connection.connection))
+        (found,) = cursor.fetchone()
+    return [table for table, has_rows in zip(tables, found, strict=True) if has_rows]
+
+
 def ends_of_key(
     connection: BaseDatabaseWrapper, table: TableName, column: str
 ) -> tuple[str | None, str | None] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connections, models
@@ -108,6 +108,22 @@ def rotate(
     return _Run(options, listener).perform(list(partitioned), planner)
 
 
+def preview(
+    partitioned: Iterable[type[models.Model]], *, using: str = DEFAULT_DB_ALIAS, now: datetime, limit: int
+) -> Report:
+    """What `rotate` would do at `now` (aware), for whoever only looks and need not own the tables.
+
+    All actions are in the report; the first `limit` of them with their SQL, so that the number of
+    queries is bounded.
+    """
+
+    def planner(config: PartitionConfig, partitions: Sequence[Partition]) -> Plan:
+        return plan(config, partitions, now)
+
+    options = _options(using, now, "rotate_partitions", True, None, None, False)
+    return _Run(replace(options, shown=limit), None).perform(list(partitioned), planner)
+
+
 def create_span(
     partitioned: Iterable[type[models.Model]],
     start: datetime,
@@ -143,6 +159,8 @@ class _Options:
     lock_timeout: int
     deadline: float
     drain_default: bool
+    shown: int | None = None
+    """Of a preview: as many actions are shown with their SQL."""
 
 
 def _options(
@@ -254,7 +272,7 @@ class _Run:
                 self.options.now,
                 drain_default=self.options.drain_default,
             )
-            if actions:
+            if actions and self.options.shown is None:
                 worker.require_rights()
             actions = self._archivable(job, found, actions)
         except (ScaleDBError, ValueError) as error:
@@ -290,7 +308,15 @@ class _Run:
             yield task
 
     def _show(self, jobs: Iterable[_Job]) -> None:
-        for item in (item for job in jobs for item in job.items):
+        items = [item for job in jobs for item in job.items]
+        shown = len(items) if self.options.shown is None else self.options.shown
+        for item in items[shown:]:
+            if isinstance(item.action, Create):  # to find a free name takes a query
+                item.result.range = item.action.range
+            elif not isinstance(item.action, CreateDefault):
+                partition = item.action.partition
+                item.result.partition, item.result.range = partition.table, partition.range
+        for item in items[:shown]:
             try:
                 for _ in self._begin(item):
                     pass

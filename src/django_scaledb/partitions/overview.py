@@ -173,10 +173,13 @@ class Overview:
         }
 
 
-def survey(partitioned: Sequence[type[models.Model]], *, using: str, now: datetime) -> Overview:
+def survey(
+    partitioned: Sequence[type[models.Model]], *, using: str, now: datetime, closely: bool = True
+) -> Overview:
     """What the catalog of `using` says about `partitioned` at `now` (aware).
 
-    Four queries for all models, and one for each default partition. Takes no lock that anybody
+    Four queries for all models, and one for each default partition; not `closely`, two for all default
+    partitions together, which tells that rows lie in one and not of which days. Takes no lock that anybody
     could notice, and gives the sizes up rather than wait for one.
     """
     connection: BaseDatabaseWrapper = connections[using]
@@ -185,9 +188,11 @@ def survey(partitioned: Sequence[type[models.Model]], *, using: str, now: dateti
         sets = catalog.read(connection, [model._meta.db_table for model in partitioned])
         archives = state.of_tables(connection, [found.table for found in sets if found is not None])
         overview.models = [
-            _survey_model(connection, model, found, overview.now)
+            _survey_model(connection, model, found, overview.now, closely=closely)
             for model, found in zip(partitioned, sets, strict=True)
         ]
+        if not closely:
+            _glance_at_defaults(connection, overview.models, sets)
         _measure(connection, overview.models, [found for found in sets if found is not None])
         for one, found in zip(overview.models, sets, strict=True):
             if one.config is not None and found is not None:
@@ -198,7 +203,12 @@ def survey(partitioned: Sequence[type[models.Model]], *, using: str, now: dateti
 
 
 def _survey_model(
-    connection: BaseDatabaseWrapper, model: type[models.Model], found: PartitionSet | None, now: datetime
+    connection: BaseDatabaseWrapper,
+    model: type[models.Model],
+    found: PartitionSet | None,
+    now: datetime,
+    *,
+    closely: bool,
 ) -> ModelOverview:
     overview = ModelOverview(model._meta.label, str(found.table) if found else None)
     try:
@@ -223,7 +233,7 @@ def _survey_model(
             )
         )
     overview.rows = [Row(partition, _UNKNOWN) for partition in _in_order((*partitions, *by_hand, *back))]
-    if found.default is not None:
+    if found.default is not None and closely:
         overview.problems += _rows_in_default(connection, found.default, config, found.role)
     return overview
 
@@ -294,6 +304,31 @@ def _rows_in_default(
     if first is not None and last is not None:
         command += f" --from {first} --to {last}"
     yield Problem("default rows", f"rows lie in the default partition {default.table}", command)
+
+
+def _glance_at_defaults(
+    connection: BaseDatabaseWrapper, overviews: Sequence[ModelOverview], sets: Sequence[PartitionSet | None]
+) -> None:
+    defaults = {
+        found.default.table: (overview, found.default.oid)
+        for overview, found in zip(overviews, sets, strict=True)
+        if overview.error is None and found is not None and found.default is not None
+    }
+    if not defaults:
+        return
+    try:
+        filled = inspection.not_empty(connection, [oid for _, oid in defaults.values()])
+    except LockNotAvailable:
+        return  # somebody works on one of them; the next look will tell
+    for table in filled:
+        overview = defaults[table][0]
+        overview.problems.append(
+            Problem(
+                "default rows",
+                f"rows lie in the default partition {table}",
+                f"manage.py show_partitions {overview.label}",
+            )
+        )
 
 
 def _day(key: str | None, kind: KeyKind) -> str | None:

@@ -205,8 +205,9 @@ class Executor:
                 raise _InTheWay
             if guard is not None:
                 guard(cursor)
-            for statement in step.statements:
-                cursor.execute(self._text(statement.query))
+            texts = [self._text(statement.query) for statement in step.statements]
+            for text in [";\n".join(texts)] if step.together else texts:
+                cursor.execute(text)
             for name, value in before.items():  # SET LOCAL would last until the caller's COMMIT
                 cursor.execute("SELECT set_config(%s, %s, true)", [name, value])
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from django_scaledb.routing import policy
 from django_scaledb.routing.config import SetConfig
+from django_scaledb.routing.lag import LagHistory
 from django_scaledb.routing.policy import Candidate, Reason
 from django_scaledb.routing.token import UNREACHABLE, Identity, Layout, Position
 
@@ -47,6 +48,8 @@ class Replica:
         self.floor = 0
         self.lag: float | None = None
         self.latency = 0.0
+        #: What was seen of it in the last minutes.
+        self.past = LagHistory()
         #: The monitor had no answer in time, and has had none since.
         self.is_frozen = False
         #: When the monitor last found it after it was away.
@@ -280,6 +283,7 @@ class ReplicaSet:
 
     def _judge(self, replica: Replica, why_out: str) -> None:
         before, replica.why_out = replica.why_out, why_out
+        replica.past.add(time.monotonic(), replica.lag, out=bool(why_out))
         if bool(before) != bool(why_out) or (before == UNKNOWN and why_out):
             if why_out:
                 fields = self._fields(replica, state="out", reason=why_out)
