@@ -390,6 +390,8 @@ RUN = [
     "how-to/from-psqlextra.md",
     "how-to/test-with-a-cluster.md",
     "how-to/find-unpruned-queries.md",
+    "how-to/paginate.md",
+    "how-to/drf.md",
 ]
 """Those that can be run as they stand."""
 
