@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 from debug_toolbar.panels import Panel
-from django.db import connections, router
+from django.db import DatabaseError, InterfaceError, connections, router
 from django.db.models.sql import Query
 from django.db.models.sql.subqueries import DeleteQuery, InsertQuery, UpdateQuery
 
@@ -128,8 +128,8 @@ def _readings(one: Recorded) -> list[Reading]:
         return []
     try:
         return read_by(connections[one.alias], one.statement, one.params)
-    except psycopg.Error:
-        return []  # it failed when it was run, too
+    except (psycopg.Error, DatabaseError, InterfaceError):
+        return []  # it failed when it was run, or its server is gone by now
 
 
 def _shown(asked: watching.Asked, reading: Reading) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class Watcher:
         origin = asked_by()
         if origin is None:
             return
-        # What restricts nothing does so with any parameters: only what is found is kept.
+        # Whether the key is restricted is up to the statement, whatever its parameters are.
         key = (connection.alias, str(connection.settings_dict["NAME"]), statement)
         readings = self.known.get(key) if self.known is not None else None
         if readings is None:
