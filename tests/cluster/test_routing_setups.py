@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from django_scaledb.routing import current_token, explain, registry, use_token
 from django_scaledb.routing.policy import Reason
 from django_scaledb.routing.token import decode, format_lsn, parse_lsn
 from django_scaledb.testing import Cluster
+from tests.bouncer import pgbouncer
 from tests.routing import eventually, migrate, routed
 from tests.testapp.models import Account, Tag
 
@@ -215,60 +214,11 @@ def _survives(strike, repair, pk: int) -> None:
 
 
 @pytest.fixture
-def bouncer(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
+def bouncer(cluster: Cluster) -> Iterator[Path]:
     """PgBouncer in transaction mode in front of both servers; the directory of its socket."""
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        pytest.skip("pgbouncer is not installed")
-    owner = os.stat(cluster.primary.host)
-    home = Path(cluster.primary.host).parent / "bouncer"
-    home.mkdir()
-    entries = []
-    for name, node in (("primary", cluster.primary), ("replica", cluster.standbys[0])):
-        access = node.access
-        entries.append(
-            f"{name} = host={node.host} port={node.port} dbname={access.database} "
-            f"user={access.user} password={access.password}"
-        )
-    (home / "pgbouncer.ini").write_text(
-        "\n".join(
-            [
-                "[databases]",
-                *entries,
-                "[pgbouncer]",
-                "listen_addr =",
-                "listen_port = 6432",
-                f"unix_socket_dir = {home}",
-                "auth_type = any",
-                "pool_mode = transaction",
-                "server_login_retry = 1",
-                "server_connect_timeout = 2",
-            ]
-        )
-    )
-    user = None
-    if os.geteuid() == 0:  # it refuses to run as root
-        user = owner.st_uid
-        for path in (home, home / "pgbouncer.ini"):
-            os.chown(path, owner.st_uid, owner.st_gid)
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [program, str(home / "pgbouncer.ini")],
-            user=user,
-            group=owner.st_gid if user is not None else None,
-            extra_groups=[] if user is not None else None,
-            cwd="/",
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            eventually(lambda: (home / ".s.PGSQL.6432").exists() or process.poll() is not None, 5)
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            yield home
-        finally:
-            process.terminate()
-            process.wait(10)
-            shutil.rmtree(home)
+    nodes = {"primary": cluster.primary, "replica": cluster.standbys[0]}
+    with pgbouncer({name: (node, node.access.database) for name, node in nodes.items()}) as home:
+        yield home
 
 
 def test_pgbouncer_in_transaction_mode(cluster: Cluster, bouncer: Path) -> None:

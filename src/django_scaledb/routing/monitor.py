@@ -162,7 +162,9 @@ class _Watch:
                     if self._stopped.is_set():
                         break
                     if not isinstance(error, psycopg.Error | OSError):
-                        logger.exception("the monitor stumbled over %s", self.alias)
+                        logger.exception(
+                            "the monitor stumbled over %s", self.alias, extra={"alias": self.alias}
+                        )
                     self.failed(_first_line(error))
                 await self._pause(time.monotonic() - begun)
         finally:
@@ -177,6 +179,8 @@ class _Watch:
             self.connection = connection = await asyncio.wait_for(
                 psycopg.AsyncConnection.connect(**found), max(deadline, _CONNECT_DEADLINE)
             )
+            # Not what instruments psycopg may have put there: several looks a second are no use in a trace.
+            connection.cursor_factory = psycopg.AsyncCursor
             await self._within(self.connected(connection), deadline)
         await self._within(self.ask(connection), deadline)
 
@@ -279,6 +283,7 @@ class _ReplicaWatch(_Watch):
         #: Somebody waits for a replay, and it is looked for.
         self.hurries = False
         self._was_away = False
+        self._away_since = 0.0
         self._step = 0.0
         self._credit = float(_BURST)
         self._credit_at = 0.0
@@ -332,6 +337,12 @@ class _ReplicaWatch(_Watch):
         self._looked()
 
     def failed(self, why: str) -> None:
+        now = time.monotonic()
+        if not self._was_away:
+            self._away_since = now
+        elif now - self._away_since >= self.members.config.read_deadline:
+            # A pooler refuses new clients at once, and lets a read wait that came just before.
+            sockets.shut_down(self.alias)
         self._was_away = True
         self.members.replica_out(self.replica, why, forget=True)
         self._looked()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from django_scaledb.routing import policy
 from django_scaledb.routing.config import SetConfig
+from django_scaledb.routing.lag import LagHistory
 from django_scaledb.routing.policy import Candidate, Reason
 from django_scaledb.routing.token import UNREACHABLE, Identity, Layout, Position
 
@@ -47,6 +48,8 @@ class Replica:
         self.floor = 0
         self.lag: float | None = None
         self.latency = 0.0
+        #: What was seen of it in the last minutes.
+        self.past = LagHistory()
         #: The monitor had no answer in time, and has had none since.
         self.is_frozen = False
         #: When the monitor last found it after it was away.
@@ -149,6 +152,7 @@ class ReplicaSet:
                     logger.warning(
                         "%s is on timeline %s of cluster %s now; it was on timeline %s of cluster %s",
                         self.primary, timeline, system, known.timeline, known.system,
+                        extra=self._fields(timeline=timeline, system=system),
                     )  # fmt: skip
                     self._has_changed = True
                 self.history.clear()
@@ -179,10 +183,20 @@ class ReplicaSet:
     def _primary_state(self, why: str) -> None:
         if why != self.primary_problem:
             if why:
-                logger.warning("primary %s cannot be asked for its position: %s", self.primary, why)
+                fields = self._fields(state="out", reason=why)
+                logger.warning(
+                    "primary %s cannot be asked for its position: %s", self.primary, why, extra=fields
+                )
             elif self.primary_problem != UNKNOWN:
-                logger.info("primary %s answers again", self.primary)
+                logger.info("primary %s answers again", self.primary, extra=self._fields(state="ok"))
         self.primary_problem = why
+
+    def _fields(self, replica: Replica | None = None, **fields: object) -> dict[str, object]:
+        """What a log record says besides its sentence."""
+        server: dict[str, object] = {"alias": self.primary, "role": "primary"}
+        if replica is not None:
+            server = {"alias": replica.alias, "role": "replica", "lag": replica.lag}
+        return {"primary": self.primary, **server, **fields}
 
     def replica_at(
         self, replica: Replica, lsn: int, *, own_lag: float | None, latency: float, age: float | None = None
@@ -269,11 +283,13 @@ class ReplicaSet:
 
     def _judge(self, replica: Replica, why_out: str) -> None:
         before, replica.why_out = replica.why_out, why_out
+        replica.past.add(time.monotonic(), replica.lag, out=bool(why_out))
         if bool(before) != bool(why_out) or (before == UNKNOWN and why_out):
             if why_out:
-                logger.warning("replica %s is out: %s", replica.alias, why_out)
+                fields = self._fields(replica, state="out", reason=why_out)
+                logger.warning("replica %s is out: %s", replica.alias, why_out, extra=fields)
             else:
-                logger.info("replica %s is in use", replica.alias)
+                logger.info("replica %s is in use", replica.alias, extra=self._fields(replica, state="ok"))
         self.publish()
 
     def publish(self) -> None:
