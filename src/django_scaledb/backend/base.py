@@ -54,6 +54,8 @@ class _ErrorWrapper(DatabaseErrorWrapper):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> Any:
-        if exc_value is not None and (error := errors.translate(exc_value)) is not None:
+        if exc_value is None:
+            return None
+        if (error := errors.translate(exc_value)) is not None:
             raise error.with_traceback(traceback) from exc_value
         return super().__exit__(exc_type, exc_value, traceback)
