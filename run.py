@@ -30,7 +30,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-MISLEADING = ("PYTHONHOME", "PYTHONPATH", "DJANGO_SETTINGS_MODULE")
+# The last would have every process compile all that it imports again: twice the time of the tests.
+MISLEADING = ("PYTHONHOME", "PYTHONPATH", "DJANGO_SETTINGS_MODULE", "PYTHONDONTWRITEBYTECODE")
 LINTED = ("src", "tests", "example", "benchmarks", "docs", "run.py")
 
 
@@ -278,6 +279,26 @@ def pytest(env: Environment, *arguments: str) -> int:
     return env.run("python", "-m", "pytest", "-o", f"cache_dir={env.cache / 'pytest'}", *arguments)
 
 
+#: Programs that tests run and that pip does not have: name -> package of Debian and Ubuntu.
+PROGRAMS = {"pgbouncer": "pgbouncer"}
+
+
+def provide_programs() -> None:
+    """Install what is missing of `PROGRAMS` where that can be done; tests that lack one skip and say so."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+    missing = [package for name, package in PROGRAMS.items() if not shutil.which(name, path=path)]
+    if not missing or os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    say(f"installing {', '.join(missing)} with apt-get")
+    # The package would start a server; nothing here uses that one.
+    variables = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    for command in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", *missing]):
+        done = subprocess.run(["apt-get", *command], env=variables, capture_output=True, check=False)
+        if done.returncode:
+            say(f"apt-get {command[0]} failed; tests that need {', '.join(missing)} will be skipped")
+            return
+
+
 @verb
 def demo(arguments: list[str]) -> int:
     """partition a real table on a primary with a standby, and say what happens"""
@@ -287,6 +308,7 @@ def demo(arguments: list[str]) -> int:
 @verb
 def test(arguments: list[str]) -> int:
     """the tests (less the slow ones), against PostgreSQL servers of their own"""
+    provide_programs()
     return pytest(environment("test"), "-m", "not slow", *arguments)
 
 

@@ -9,6 +9,7 @@ from django.core import checks
 from django_scaledb import conf
 from django_scaledb.counters import checks as counter_checks
 from django_scaledb.partitions import checks as partition_checks
+from django_scaledb.partitions import migration_checks
 from django_scaledb.routing import checks as routing_checks
 
 
@@ -31,6 +32,7 @@ checks.register(partition_checks.check_models, checks.Tags.models)
 checks.register(partition_checks.check_relations, checks.Tags.models)
 checks.register(partition_checks.check_backend, checks.Tags.models)
 checks.register(partition_checks.check_database, checks.Tags.database)
+checks.register(migration_checks.check_migrations, checks.Tags.database)
 checks.register(counter_checks.check_counters, checks.Tags.models)
 checks.register(counter_checks.check_backend, checks.Tags.models)
 checks.register(counter_checks.check_database, checks.Tags.database)

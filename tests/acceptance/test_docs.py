@@ -380,6 +380,7 @@ PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if "_b
 RUN = [
     "tutorial.md",
     "how-to/start-partitioning.md",
+    "how-to/add-an-index.md",
     "how-to/rotate-from-cron.md",
     "how-to/choose-key-and-interval.md",
     "how-to/back-fill.md",
@@ -389,6 +390,8 @@ RUN = [
     "how-to/default-partition.md",
     "how-to/from-psqlextra.md",
     "how-to/test-with-a-cluster.md",
+    "how-to/overview-page.md",
+    "how-to/find-unpruned-queries.md",
 ]
 """Those that can be run as they stand."""
 

@@ -87,7 +87,6 @@ def test_the_key(key, field, id, text):
         ("premake", "two"),
         ("retention", "soon"),
         ("retention_action", "shred"),
-        ("retention_action", "archive"),
         ("detached_for", 7),
         ("time_zone", "Mars/Olympus"),
         ("default_partition", "yes"),

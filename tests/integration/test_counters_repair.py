@@ -286,3 +286,52 @@ def test_rotation_accounts_for_what_it_detaches_and_arms_what_it_makes(projects)
         assert cursor.fetchall() == []
     Shipment.objects.create(project=projects[0], size=1, at=at(2041))
     assert_same_totals(ShipmentsPerProject)
+
+
+def test_a_partition_that_rotation_detached_counts_again_when_it_is_attached(projects):
+    """By the hooks, in the transaction that attaches: subtracted totals come back once, kept ones stay."""
+    from django_scaledb.partitions import catalog, hooks, maintenance
+    from django_scaledb.partitions.registry import config_for
+
+    sources = [Download, Shipment]
+    assert maintenance.rotate(sources, now=datetime(2060, 3, 3, tzinfo=UTC)).ok
+    for source in sources:
+        source.objects.all().delete()
+        source.objects.bulk_create(
+            [source(project=projects[0], size=i, at=at(2060 + i % 2)) for i in range(6)]
+        )
+    ever = DownloadsEver.objects.get()
+    assert maintenance.rotate(sources, now=datetime(2075, 3, 3, tzinfo=UTC)).ok
+    for source, counter in [(Download, DownloadsPerProject), (Shipment, ShipmentsPerProject)]:
+        assert counter.objects.get(project=projects[0]).total == source.objects.count() == 0
+        config = config_for(source)
+        (found,) = catalog.read(connection, [source._meta.db_table])
+        tables = [p for p in found.partitions(config) if p.detached_at and p.range.lower.year in (2060, 2061)]
+        assert len(tables) == 2
+        for partition in tables:
+            statements = hooks.on_restore(connection, source, partition.table)
+            bounds = partition.range.for_values(config.key_kind).as_string(None)
+            name = partition.table.sql.as_string(None)
+            with connection.cursor() as cursor:
+                cursor.execute(f"SELECT count(*) FROM {name}")
+                rows = cursor.fetchone()[0]
+            before = counter.objects.for_key(project=projects[0]).total
+            run_all(
+                [
+                    f"ALTER TABLE {source._meta.db_table} ATTACH PARTITION {name} {bounds}",
+                    f"COMMENT ON TABLE {name} IS NULL",
+                    *(statement.query.as_string(None) for statement in statements),
+                ]
+            )
+            assert counter.objects.for_key(project=projects[0]).total == before + rows
+            assert_same_totals(counter)
+            assert rows == 3
+            if counter is ShipmentsPerProject:
+                # Also where a statement names the partition: its triggers are back.
+                with connection.cursor() as cursor:
+                    cursor.execute(f"UPDATE {name} SET size = size + 1")
+                assert_same_totals(counter)
+        assert source.objects.count() == counter.objects.get(project=projects[0]).total == 6
+    after = DownloadsEver.objects.get()
+    assert (after.total, after.total_kept) == (ever.total, ever.total_kept)
+    assert rebuild.check(ShipmentsPerProject, "default").ok

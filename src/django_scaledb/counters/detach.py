@@ -14,7 +14,7 @@ from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_scaledb.counters import registry, triggers
-from django_scaledb.counters.definition import Definition, quote
+from django_scaledb.counters.definition import Definition, identity_of, quote
 from django_scaledb.counters.statements import fold, groups
 
 if TYPE_CHECKING:
@@ -42,48 +42,62 @@ def on_create(connection: BaseDatabaseWrapper, source: type[models.Model], table
 
 
 def on_settle(connection: BaseDatabaseWrapper, source: type[models.Model], table: str) -> list[str]:
-    """SQL to run, in the transaction that marks the detached `table` (SQL) as settled.
+    """SQL to run, in the transaction that marks the detached `table` (SQL) as settled, for its counters.
 
-    Takes SHARE ROW EXCLUSIVE on it first: nothing may be written between counting and disarming.
+    ``on_detach = "subtract"`` takes its rows off the totals; ``"keep"`` writes down how much of them
+    belongs to tables that have left.
     """
     return _accounted(connection, source, table, leaving=True)
 
 
 def on_restore(connection: BaseDatabaseWrapper, source: type[models.Model], table: str) -> list[str]:
-    """SQL to run when a settled `table` (SQL) is attached again, in the transaction that marks it so."""
+    """SQL to run in the transaction that attaches the settled `table` (SQL) again, behind the ATTACH.
+
+    ``on_detach = "subtract"`` counts its rows again, as they are now; with ``"keep"`` they never
+    ceased to count. Arms its triggers, too: nothing that fills the table before is counted.
+    """
     return _accounted(connection, source, table, leaving=False)
 
 
 def _accounted(
     connection: BaseDatabaseWrapper, source: type[models.Model], table: str, *, leaving: bool
 ) -> list[str]:
-    counters = counters_of(source)
-    statements = [f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"] if counters else []
+    """All rows are counted before the first counter is written: hot rows do not wait for a scan.
+
+    SHARE ROW EXCLUSIVE on `table` comes first: nothing may be written between counting and arming.
+    """
+    counters = sorted(counters_of(source), key=_turn)
+    if not counters:
+        return []
+    locked = [f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"]
+    counted, armed, written = [], [], []
     for counter in counters:
         definition = registry.definition(counter, connection)
+        held = quote(f"scaledb_{'leaving' if leaving else 'returning'}_{definition.identity}")
+        counted.append(f"CREATE TEMPORARY TABLE {held} ON COMMIT DROP AS {groups(definition, table)}")
         if counter._counter_meta.on_detach == "keep":
-            statements.append(_keeping(definition, table, sign="" if leaving else "-"))
+            # The totals stay; beside them stands what they hold of tables that have left.
+            target, sign = definition.direct.with_suffix(KEPT), "" if leaving else "-"
         else:
-            statements.append(_adding(definition, table, sign="-" if leaving else ""))
+            target, sign = definition.direct, "-" if leaving else ""
+        written.append(fold(target, f"({_signed(definition, held, sign)})"))
         if counter._counter_meta.mechanism == "trigger":
             change = triggers.disarm if leaving else triggers.arm
-            statements += change(definition, table)
-    return statements
+            armed += change(definition, table)
+    return [*locked, *counted, *armed, *written]
 
 
-def _signed_groups(definition: Definition, table: str, sign: str) -> str:
+def _turn(counter: type[CounterModel]) -> tuple[bool, str]:
+    """The order in which every transaction writes its counters; another one would deadlock with them."""
+    if counter._counter_meta.mechanism == "trigger":
+        return True, identity_of(counter._meta.label)
+    return False, counter._meta.db_table
+
+
+def _signed(definition: Definition, relation: str, sign: str) -> str:
     keys = [f"s.k{i}" for i in range(len(definition.keys))]
     totals = [f"{sign}s.t{i} AS t{i}" for i in range(len(definition.totals))]
-    return f"SELECT {', '.join(keys + totals)} FROM ({groups(definition, table)}) s"
-
-
-def _adding(definition: Definition, table: str, sign: str) -> str:
-    return fold(definition.direct, f"({_signed_groups(definition, table, sign)})")
-
-
-def _keeping(definition: Definition, table: str, sign: str) -> str:
-    """The counter's totals stay; beside them stands what they hold of tables that have left."""
-    return fold(definition.direct.with_suffix(KEPT), f"({_signed_groups(definition, table, sign)})")
+    return f"SELECT {', '.join(keys + totals)} FROM {relation} s"
 
 
 def kept_groups(definition: Definition) -> str:

@@ -30,11 +30,17 @@ class Hook:
 
     `on_create`: on the new table, before it is attached. `on_settle`: on the table that has left
     the set, in the transaction that marks it as detached, so exactly once however often a run is
-    killed. They must not need a lock that stops others, save on that table.
+    killed. `on_restore`: on a settled table that comes back, in the transaction that attaches it and
+    marks it as attached, so exactly once again; behind the ATTACH, because what they lock besides
+    comes last. It stands in for `on_create`: a table that is made and filled anew from an archive
+    is filled first, and nothing of this feature's is on it meanwhile.
+
+    They must not need a lock that stops others, save on that table.
     """
 
     on_create: Builder = _nothing
     on_settle: Builder = _nothing
+    on_restore: Builder = _nothing
 
 
 _hooks: list[Hook] = []
@@ -60,3 +66,9 @@ def on_settle(
     connection: BaseDatabaseWrapper, model: type[models.Model], table: TableName
 ) -> tuple[Statement, ...]:
     return tuple(statement for hook in _hooks for statement in hook.on_settle(connection, model, table))
+
+
+def on_restore(
+    connection: BaseDatabaseWrapper, model: type[models.Model], table: TableName
+) -> tuple[Statement, ...]:
+    return tuple(statement for hook in _hooks for statement in hook.on_restore(connection, model, table))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -13,9 +13,10 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_scaledb.exceptions import DDLError
 from django_scaledb.partitions import ddl, hooks, inheritance, inspection
+from django_scaledb.partitions.archive import state, writer
 from django_scaledb.partitions.bounds import Range, label
 from django_scaledb.partitions.catalog import Member, PartitionSet
-from django_scaledb.partitions.config import PartitionConfig
+from django_scaledb.partitions.config import PartitionConfig, RetentionAction
 from django_scaledb.partitions.marker import Marker, MarkState
 from django_scaledb.partitions.plan import (
     Action,
@@ -25,6 +26,7 @@ from django_scaledb.partitions.plan import (
     Drop,
     Finalize,
     Partition,
+    Settle,
     State,
 )
 from django_scaledb.postgres.executor import Guard
@@ -105,8 +107,8 @@ class Worker:
             elif isinstance(action, Finalize):
                 yield from self._finalize(member)
             elif isinstance(action, Drop):
-                yield Task(ddl.drop(member), guard=partial(_still_detached, member))
-            else:
+                yield self._drop(member)
+            elif isinstance(action, Settle):
                 yield from self._settle(member, action.partition.range)
 
     def is_last(self, partition: Partition) -> bool:
@@ -119,6 +121,12 @@ class Worker:
     def is_pending(self, partition: Partition) -> bool:
         """Whether a DETACH CONCURRENTLY of `partition` was begun and not finished."""
         return self._state(self.parent.member(partition.table)) is State.DETACH_PENDING
+
+    def forget_archive(self, partition: Partition) -> Step:
+        """Mark a detached table as not archived: its rows are not those in the archive any more."""
+        member = self.parent.member(partition.table)
+        assert member.marker is not None
+        return ddl.mark(member.table, replace(member.marker, archive=None, archived_at=None))
 
     # -- creating
 
@@ -198,6 +206,21 @@ class Worker:
         if state is State.DETACH_PENDING:
             return ddl.finalize(self.parent, member)
         return step if state is State.ATTACHED else None
+
+    def _drop(self, member: Member) -> Task:
+        marker = member.marker
+        if marker is None or marker.archive is None:
+            return Task(ddl.drop(member), guard=partial(_still_detached, member))
+        step = ddl.drop(member, beside=[state.dropped(marker.archive, self.now)])
+        if self.config.retention_action is not RetentionAction.ARCHIVE:
+            return Task(step, guard=partial(_still_detached, member))
+        manifest = writer.require_copy(self.connection, member)
+
+        def guard(cursor: Any) -> None:
+            _still_detached(member, cursor)
+            writer.unchanged(member, manifest, cursor)
+
+        return Task(step, guard=guard, bounded=False)
 
     def _settle(self, member: Member, bounds: Range | None) -> Iterator[Task]:
         guard = partial(_retiring_and_off, member)

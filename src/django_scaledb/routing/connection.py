@@ -91,7 +91,15 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
             params.setdefault("connect_timeout", _CONNECT_TIMEOUT)
             # Where the network drops packets; for a host that stands still the monitor looks.
             params.setdefault("tcp_user_timeout", _CONNECT_TIMEOUT * 1000)
+        if (mixin := self._routing_cursor_mixin()) is not None:
+            # Below what instruments psycopg, which puts its own class on top of this one.
+            params["cursor_factory"] = with_mixin(mixin, params["cursor_factory"])
         return params
+
+    def _routing_cursor_mixin(self) -> type | None:
+        if self.routing_set is not None:
+            return TrackingCursorMixin
+        return PositionCursorMixin if self.routing_replica is not None else None
 
     @property
     def pool(self) -> Any:
@@ -164,7 +172,7 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
         members, replica = self.routing_set, self.routing_replica
         if name or (members is None and replica is None):
             return super().create_cursor(name)
-        # Here and not in the connection's parameters: routing may have been told of it since it was made.
+        # Again: routing may have been told of the connection since it was made.
         mixin = TrackingCursorMixin if members is not None else PositionCursorMixin
         self.connection.cursor_factory = with_mixin(mixin, self.connection.cursor_factory)
         cursor = super().create_cursor(name)

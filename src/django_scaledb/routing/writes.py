@@ -29,7 +29,7 @@ from django_scaledb.routing import queries
 from django_scaledb.routing.cursors import Around, receive
 from django_scaledb.routing.state import current, outermost
 from django_scaledb.routing.statements import Kind, classify
-from django_scaledb.routing.token import UNREACHABLE, Layout, Position, new_position, parse_lsn, reachable
+from django_scaledb.routing.token import Identity, Layout
 
 if TYPE_CHECKING:
     from django_scaledb.routing.replicas import ReplicaSet
@@ -57,6 +57,8 @@ class WriteTracker:
         #: It certainly wrote.
         self.certain = False
         self._connected_at = 0.0
+        #: The log that this connection is known to write to.
+        self._log: Identity | None = None
 
     @property
     def members(self) -> ReplicaSet:
@@ -65,6 +67,7 @@ class WriteTracker:
 
     def connected(self) -> None:
         self._connected_at = time.monotonic()
+        self._log = None
         self.forget()
 
     def forget(self) -> None:
@@ -171,7 +174,7 @@ class WriteTracker:
         finally:
             self.forget()
         if not ask or results[0].get_value(0, 0) == b"t":
-            self._arrived(connection, results[-1])
+            self._arrived(connection, results[-1].get_value(0, 0))
         return True
 
     def _in_one_message(
@@ -190,7 +193,7 @@ class WriteTracker:
             self._fetch_position(connection)
             return result
         if not ask or results[-3].get_value(0, 0) == b"t":
-            self._arrived(connection, results[-1])
+            self._arrived(connection, results[-1].get_value(0, 0))
         return cursor
 
     def _fetch_position(self, connection: Any) -> None:
@@ -198,24 +201,24 @@ class WriteTracker:
         try:
             results = _run(connection, _POSITION)
         except psycopg.Error:
-            self._advance(UNREACHABLE)
+            self._arrived(connection, None)
         else:
-            self._arrived(connection, results[0])
+            self._arrived(connection, results[0].get_value(0, 0))
 
-    def _arrived(self, connection: Any, result: Any) -> None:
-        value = result.get_value(0, 0)
+    def _arrived(self, connection: Any, position: bytes | None) -> None:
+        log = self.wrapper._routing_set.identity
+        if log is not self._log:
+            log = self._find_log(connection)
+        (current.get() or outermost()).scope.wrote(self, log, position)
+
+    def _find_log(self, connection: Any) -> Identity:
         members = self.members
-        connected_at = self._connected_at
         if not members.identity.timeline or (
-            members.primary_seen_at < connected_at > members.identity_known_at + _IDENTITY_AGE
+            members.primary_seen_at < self._connected_at > members.identity_known_at + _IDENTITY_AGE
         ):
             self._learn_identity(connection)
-        self._advance(UNREACHABLE if value is None else reachable(parse_lsn(value), members.identity.layout))
-
-    def _advance(self, lsn: int) -> None:
-        identity = self.members.identity
-        position = new_position(Position, (identity.system, identity.timeline, lsn))
-        (current.get() or outermost()).scope.wrote(position)
+        self._log = members.identity if members.identity.timeline else None
+        return members.identity
 
     def _learn_identity(self, connection: Any) -> None:
         """Whose log this is. Once a second at most, and only where no monitor knows."""
