@@ -171,7 +171,7 @@ def _reason(operation: Operation, model: ModelState) -> tuple[str, str] | None:
             return _WAITS, _CONCURRENTLY.format("RemoveConstraintConcurrently")
         return None
     if isinstance(operation, operations.AlterUniqueTogether):
-        added = operation.option_value - set(model.options.get("unique_together") or ())
+        added = (operation.option_value or set()) - set(model.options.get("unique_together") or ())
         return (_BUILDS_FOR_ALL, _NOT_TOGETHER) if added else None
     return _reason_of_field(operation, model)
 
