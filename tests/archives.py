@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from django_scaledb.partitions import maintenance
 from django_scaledb.partitions.archive.restore import Wish, restore
 from django_scaledb.partitions.report import Report
 from tests.lab import Lab, lab_apps
+
+DATA = Path(__file__).parents[1] / "example" / "data" / "pypi_uploads.csv.gz"
 
 
 class Everything(PartitionedModel):
@@ -65,6 +68,40 @@ class Everything(PartitionedModel):
         interval = "1 month"
         premake = 1
         retention = "6 months"
+        retention_action = "archive"
+        detached_for = "1 day"
+
+
+class Project(models.Model):
+    name = models.CharField(max_length=100, unique=True)
+
+    class Meta:
+        apps = lab_apps
+        app_label = "lab"
+
+
+class File(PartitionedModel):
+    """What the example has: files uploaded for projects, by year."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE)
+    version = models.CharField(max_length=100)
+    filename = models.CharField(max_length=255)
+    packagetype = models.CharField(max_length=20)
+    python_version = models.CharField(max_length=50)
+    size = models.BigIntegerField()
+    uploaded_at = models.DateTimeField()
+    yanked = models.BooleanField(default=False)
+
+    class Meta:
+        apps = lab_apps
+        app_label = "lab"
+        indexes = [models.Index(fields=["packagetype", "size"], name="lab_file_type")]
+
+    class PartitioningMeta:
+        key = ["uploaded_at"]
+        interval = "1 year"
+        premake = 1
+        retention = "5 years"
         retention_action = "archive"
         detached_for = "1 day"
 
@@ -188,6 +225,33 @@ def make_everything(lab: Lab, now: datetime) -> int:
         f"INSERT INTO lab_everything (at) VALUES ('{LONG_AGO}')",
     )
     return len(statements) + 2
+
+
+LOAD = """
+CREATE TEMPORARY TABLE incoming (project text, version text, filename text, packagetype text,
+    python_version text, size bigint, uploaded_at timestamptz, yanked boolean);
+"""
+COLUMNS = "version, filename, packagetype, python_version, size, uploaded_at, yanked"
+
+
+def load_files(lab: Lab, year: int, now: datetime, limit: int | None = None) -> None:
+    """The real data's uploads of one year, in a partition of their own."""
+    lab.create(Project, File, Archive, now=now)
+    maintenance.create_span([File], utc(year, 1, 1), utc(year, 1, 2), using="lab", now=now)
+    maintenance.rotate([File], using="lab", now=now, retire=False)
+    with lab.session() as session, gzip.open(DATA) as file:
+        session.execute(LOAD)
+        with session.cursor().copy("COPY incoming FROM STDIN (FORMAT csv, HEADER)") as copy:
+            while chunk := file.read(1 << 20):
+                copy.write(chunk)
+        session.execute("INSERT INTO lab_project (name) SELECT DISTINCT project FROM incoming")
+        session.execute(
+            f"INSERT INTO lab_file (project_id, {COLUMNS}) "
+            f"SELECT p.id, {', '.join('i.' + name for name in COLUMNS.split(', '))} "
+            "FROM incoming i JOIN lab_project p ON p.name = i.project "
+            "WHERE extract(year FROM uploaded_at AT TIME ZONE 'UTC') = %s ORDER BY uploaded_at LIMIT %s",
+            [year, limit],
+        )
 
 
 def columns_of(lab: Lab) -> list[str]:
