@@ -70,22 +70,20 @@ def show(request: HttpRequest) -> bool:
 
 
 def panel(client: Client, url: str) -> tuple[str, str]:
-    """The toolbar's line for the panel, and what it shows when it is opened."""
+    """The page with the toolbar in it, and what it shows when it is opened."""
     body = client.get(url).content.decode()
     request_id = re.search(r'data-request-id="(\w+)"', body)
     assert request_id, body
-    line = re.search(r"Partitions\s*(?:</?[^>]*>\s*)*([^<]*)", body)
-    assert line, body
     answer = client.get(
         "/__debug__/render_panel/", {"request_id": request_id[1], "panel_id": "PartitionsPanel"}
     ).json()
-    return line[1].strip(), html.unescape(answer["content"])
+    return body, html.unescape(answer["content"])
 
 
 def test_partitions_server_and_reason_of_each_query(client: Client) -> None:
     wrappers = len(connections["default"].execute_wrappers)
-    line, content = panel(client, "/")
-    assert line == "3 not pruned, 5 queries"
+    body, content = panel(client, "/")
+    assert "3 not pruned, 5 queries" in body
     rows = [
         re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", row))
         for row in re.findall(r"<tr>.*?</tr>", content, re.S)
@@ -107,8 +105,8 @@ def test_partitions_server_and_reason_of_each_query(client: Client) -> None:
 
 
 def test_a_request_without_queries(client: Client) -> None:
-    line, content = panel(client, "/quiet/")
-    assert line == "0 not pruned, 0 queries"
+    body, content = panel(client, "/quiet/")
+    assert "0 not pruned, 0 queries" in body
     assert "No queries" in content
 
 

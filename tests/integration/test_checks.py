@@ -200,6 +200,14 @@ def test_the_setting():
         call_command("check")
 
 
+@override_settings(SCALEDB={"UNPRUNED_QUERIES": "loud"})
+def test_a_wrong_value_is_reported_and_never_used():
+    [message] = check_settings(None)
+    assert message.id == "django_scaledb.E011"
+    assert message.hint == 'It must be "ignore", "log" or "raise".'
+    assert not connection.execute_wrappers
+
+
 def database_messages():
     return {
         message.id.partition(".")[2]: message

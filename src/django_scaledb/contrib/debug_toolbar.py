@@ -79,7 +79,7 @@ def _reason(alias: str, query: Query | None) -> str:
     return f"using({alias!r}), or a related object read there"
 
 
-class PartitionsPanel(Panel):  # type: ignore[misc]  # the toolbar has no types
+class PartitionsPanel(Panel):
     """Partitions read of how many, server and routing reason of each query; not for ASGI requests."""
 
     title = "Partitions and servers"
@@ -89,7 +89,8 @@ class PartitionsPanel(Panel):  # type: ignore[misc]  # the toolbar has no types
 
     @property
     def nav_subtitle(self) -> str:
-        stats = self.get_stats()
+        panel: Any = self  # the toolbar's methods have no types
+        stats = panel.get_stats()
         return f"{stats.get('unpruned', 0)} not pruned, {len(stats.get('queries', ()))} queries"
 
     def enable_instrumentation(self) -> None:
@@ -104,7 +105,7 @@ class PartitionsPanel(Panel):  # type: ignore[misc]  # the toolbar has no types
     def generate_stats(self, request: Any, response: Any) -> None:
         found = self.recorder.found if self.recorder is not None else []
         known: dict[tuple[str, str, str], list[Reading]] = {}
-        queries = []
+        queries: list[dict[str, Any]] = []
         for one in found:
             key = (one.alias, one.statement, repr(one.params))
             if key not in known:
@@ -120,7 +121,8 @@ class PartitionsPanel(Panel):  # type: ignore[misc]  # the toolbar has no types
                 }
             )
         unpruned = sum(any(table["unpruned"] for table in query["tables"]) for query in queries)
-        self.record_stats({"queries": queries, "unpruned": unpruned})
+        panel: Any = self
+        panel.record_stats({"queries": queries, "unpruned": unpruned})
 
 
 def _readings(one: Recorded) -> list[Reading]:

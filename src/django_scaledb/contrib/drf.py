@@ -20,7 +20,7 @@ from django_scaledb.counters.paginator import CounterPaginator, cover, found_in
 from django_scaledb.partitions.paginator import KeysetPage, KeysetPaginator
 
 
-class KeysetPagination(CursorPagination):
+class KeysetPagination(CursorPagination):  # type: ignore[misc]  # DRF has no types
     """Pages by (key, id), as `KeysetPaginator` has them, in the responses of DRF's `CursorPagination`.
 
     `page_size`, `page_size_query_param`, `max_page_size` and `cursor_query_param` are as there. The
@@ -57,13 +57,13 @@ class KeysetPagination(CursorPagination):
         return token and replace_query_param(self.base_url, self.cursor_query_param, token)
 
 
-class CountedPageNumberPagination(PageNumberPagination):
+class CountedPageNumberPagination(PageNumberPagination):  # type: ignore[misc]  # DRF has no types
     """DRF's pages by number, counted by a counter where one covers the filter."""
 
     django_paginator_class = CounterPaginator
 
 
-class CountedLimitOffsetPagination(LimitOffsetPagination):
+class CountedLimitOffsetPagination(LimitOffsetPagination):  # type: ignore[misc]  # DRF has no types
     """DRF's limit and offset, counted by a counter where one covers the filter."""
 
     def get_count(self, queryset: Any) -> int:
