@@ -30,7 +30,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-MISLEADING = ("PYTHONHOME", "PYTHONPATH", "DJANGO_SETTINGS_MODULE")
+# The last would have every process compile all that it imports again: twice the time of the tests.
+MISLEADING = ("PYTHONHOME", "PYTHONPATH", "DJANGO_SETTINGS_MODULE", "PYTHONDONTWRITEBYTECODE")
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LINTED = ("src", "tests", "example", "benchmarks", "docs", "run.py")
 
 
@@ -274,7 +276,31 @@ def environment(*extras: str) -> Environment:
     return env
 
 
+def provide_chromium() -> None:
+    provide_program("chromium", CHROMIUMS, "the tests in a browser")
+
+
+def provide_pgbouncer() -> None:
+    provide_program("pgbouncer", ("pgbouncer", "/usr/sbin/pgbouncer"), "the tests behind a pooler")
+
+
+def provide_program(package: str, names: tuple[str, ...], wanted_by: str) -> None:
+    """For tests; where it cannot be installed they are skipped, and say so."""
+    if any(map(shutil.which, names)) or os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    say(f"installing {package} for {wanted_by} (once)")
+    # RUNLEVEL: a package that brings a server is not to start it.
+    quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "apt-get", "-qq"]
+    quiet += ["-o", "DPkg::Lock::Timeout=120"]
+    install = [*quiet, "install", "--yes", "--no-install-recommends", package]
+    # The second try is for an image that comes without lists of packages.
+    if not succeeds(install) and not (succeeds([*quiet, "update"]) and succeeds(install)):
+        say(f"{package} could not be installed; {wanted_by} will be skipped")
+
+
 def pytest(env: Environment, *arguments: str) -> int:
+    provide_chromium()
+    provide_pgbouncer()
     return env.run("python", "-m", "pytest", "-o", f"cache_dir={env.cache / 'pytest'}", *arguments)
 
 

@@ -18,10 +18,11 @@ class ScaleDBConfig(AppConfig):
         from django_scaledb import checks  # noqa: F401  # registers them
         from django_scaledb.backend import counted_partitions
         from django_scaledb.counters import autodetector as counter_autodetector
-        from django_scaledb.partitions import autodetector
+        from django_scaledb.partitions import autodetector, watching
         from django_scaledb.partitions.conversion import migrate
 
         autodetector.install()
         counter_autodetector.install()
         counted_partitions.install()
+        watching.install()
         pre_migrate.connect(migrate.on_pre_migrate, sender=self)

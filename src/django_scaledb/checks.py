@@ -9,6 +9,7 @@ from django.core import checks
 from django_scaledb import conf
 from django_scaledb.counters import checks as counter_checks
 from django_scaledb.partitions import checks as partition_checks
+from django_scaledb.partitions import migration_checks
 from django_scaledb.routing import checks as routing_checks
 
 
@@ -29,8 +30,10 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]
 checks.register(check_settings)
 checks.register(partition_checks.check_models, checks.Tags.models)
 checks.register(partition_checks.check_relations, checks.Tags.models)
+checks.register(partition_checks.check_archives, checks.Tags.models)
 checks.register(partition_checks.check_backend, checks.Tags.models)
 checks.register(partition_checks.check_database, checks.Tags.database)
+checks.register(migration_checks.check_migrations, checks.Tags.database)
 checks.register(counter_checks.check_counters, checks.Tags.models)
 checks.register(counter_checks.check_backend, checks.Tags.models)
 checks.register(counter_checks.check_database, checks.Tags.database)

@@ -13,6 +13,8 @@
         "MORE_PRIMARIES": {},            # {"orders": {"REPLICAS": ["orders1"], "MODELS": ["orders"]}}
         "POLL_INTERVAL": 0.25,           # seconds between two looks at a server
         "READ_DEADLINE": 1.0,            # seconds after which a replica that gives no sign of life is frozen
+        "ARCHIVE_STORAGE": "default",    # the alias in STORAGES where archived partitions go
+        "UNPRUNED_QUERIES": "ignore",    # or "log" or "raise": for development
     }
 """
 
@@ -83,6 +85,10 @@ def _is_switch(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def _is_watch(value: object) -> bool:
+    return value in ("ignore", "log", "raise")
+
+
 _SECONDS = "a number of seconds above 0, at most 3600"
 _KEYS: Mapping[str, _Key] = {
     "LOCK_TIMEOUT": _Key(1000, _is_milliseconds, "a whole number of milliseconds from 1 to 60000"),
@@ -99,6 +105,8 @@ _KEYS: Mapping[str, _Key] = {
     "POLL_INTERVAL": _Key(0.25, _is_seconds, _SECONDS),
     "READ_DEADLINE": _Key(1.0, _is_seconds, _SECONDS),
     "MAX_LAG": _Key(10, _is_seconds, _SECONDS),
+    "ARCHIVE_STORAGE": _Key("default", _is_alias, "an alias of STORAGES"),
+    "UNPRUNED_QUERIES": _Key("ignore", _is_watch, '"ignore", "log" or "raise"'),
 }
 
 
@@ -141,6 +149,8 @@ class Settings:
     MORE_PRIMARIES: dict[str, dict[str, Any]]
     POLL_INTERVAL: float
     READ_DEADLINE: float
+    ARCHIVE_STORAGE: str
+    UNPRUNED_QUERIES: str
 
     def __getattr__(self, name: str) -> Any:
         key = _KEYS.get(name)

@@ -34,6 +34,14 @@ class LockNotAvailable(DDLError):
     """A lock was not granted before the deadline."""
 
 
+class ArchiveError(DDLError):
+    """A partition could not be archived, or not restored."""
+
+
+class ArchiveOutdated(ArchiveError):
+    """A table was written to since it was archived."""
+
+
 class AnotherRunInProgress(DDLError):
     """Another django_scaledb run is changing this database's schema."""
 
@@ -49,3 +57,7 @@ class NoPartitionError(ScaleDBError, IntegrityError):
         super().__init__(message)
         self.model = model
         self.value = value
+
+
+class UnprunedQueryError(ScaleDBError):
+    """A query reads every partition, because nothing in it restricts the partition key."""

@@ -28,6 +28,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._bar: Any = None
         self._begun = self._last_line = time.monotonic()
+        self._written: int | None = None
 
     @property
     def has_bar(self) -> bool:
@@ -48,7 +49,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        elif self._last_line != self._begun:
+        elif self._written not in (None, self.done):
             self._write_line()
 
     def advance(self, count: int = 1) -> None:
@@ -60,6 +61,7 @@ class Progress:
 
     def _write_line(self) -> None:
         self._last_line = time.monotonic()
+        self._written = self.done
         seconds = self._last_line - self._begun
         self._stream.write(f"{self.what}: {self.done:,} of {self.total:,} ({seconds:.0f} s)\n")
         self._stream.flush()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ from django.db import connection, connections, router, transaction
 
 from django_scaledb.routing import current_token, explain, registry, use_token
 from django_scaledb.routing.policy import Reason
-from django_scaledb.routing.token import decode
+from django_scaledb.routing.token import decode, format_lsn, parse_lsn
 from django_scaledb.testing import Cluster
+from tests.bouncer import pgbouncer
 from tests.routing import eventually, migrate, routed
 from tests.testapp.models import Account, Tag
 
@@ -56,18 +56,66 @@ def lagging(cluster: Cluster, seconds: float) -> Iterator[None]:
 # An idle primary
 
 
-def _insert_lsn(cluster: Cluster) -> int:
-    return int(
-        cluster.primary.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS n", dbname="app")[0][0]
+@contextmanager
+def idle(cluster: Cluster) -> Iterator[None]:
+    """Inside, the primary writes nothing of its own accord: what might is stopped."""
+    rows = cluster.primary.execute(
+        "SELECT pid FROM pg_stat_activity WHERE backend_type IN "
+        "('background writer', 'checkpointer', 'autovacuum launcher', 'autovacuum worker')"
     )
+    try:
+        for (pid,) in rows:
+            os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for (pid,) in rows:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _insert_lsn(cluster: Cluster) -> int:
+    return parse_lsn(cluster.primary.execute("SELECT pg_current_wal_insert_lsn()::text", dbname="app")[0][0])
 
 
 def _write(size: int) -> int:
-    """One transaction with `size` bytes of payload; where the log stands after it."""
+    """One transaction with `size` bytes of payload; the position that this context remembers of it."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SELECT pg_logical_emit_message(true, 'x', repeat('x', %s))", [size])
     (position,) = decode(current_token())
     return position.lsn
+
+
+PAGE, SEGMENT = 8192, 16 << 20
+
+
+@pytest.mark.parametrize(("unit", "header"), [(PAGE, 24), (SEGMENT, 40)], ids=["page", "segment"])
+def test_a_write_that_ends_with_its_page_is_replayed_all_the_same(
+    cluster: Cluster, unit: int, header: int
+) -> None:
+    """The insert position then stands behind the next page's header, which replicas do not reach while the
+    primary is idle."""
+    standby = cluster.standbys[0]
+    with routed(cluster), idle(cluster):
+        eventually(lambda: where() == "replica1", 5)
+        overhead = position = 0
+        for _ in range(50):
+            here = _insert_lsn(cluster)
+            if position and here % unit == header:
+                break
+            room = unit - here % unit
+            if room > 4 * PAGE:  # most of a segment: nearly to its end, past the header of each page
+                position = _write(room - room // PAGE * 24 - 2 * PAGE)
+            elif overhead and room % PAGE > overhead + 300:
+                position = _write(room % PAGE - overhead)
+            else:
+                position = _write(1000)
+                if position // PAGE == here // PAGE:
+                    overhead = position - here - 1000
+        else:
+            pytest.fail("no write ended with its page")
+        assert position % unit == 0
+        eventually(lambda: where() == "replica1", 3)
+        assert standby.execute("SELECT pg_last_wal_replay_lsn()::text") == [(format_lsn(position),)]
+        assert _insert_lsn(cluster) == position + header, "the primary was idle"
 
 
 # Several primaries
@@ -166,60 +214,11 @@ def _survives(strike, repair, pk: int) -> None:
 
 
 @pytest.fixture
-def bouncer(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
+def bouncer(cluster: Cluster) -> Iterator[Path]:
     """PgBouncer in transaction mode in front of both servers; the directory of its socket."""
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        pytest.skip("pgbouncer is not installed")
-    owner = os.stat(cluster.primary.host)
-    home = Path(cluster.primary.host).parent / "bouncer"
-    home.mkdir()
-    entries = []
-    for name, node in (("primary", cluster.primary), ("replica", cluster.standbys[0])):
-        access = node.access
-        entries.append(
-            f"{name} = host={node.host} port={node.port} dbname={access.database} "
-            f"user={access.user} password={access.password}"
-        )
-    (home / "pgbouncer.ini").write_text(
-        "\n".join(
-            [
-                "[databases]",
-                *entries,
-                "[pgbouncer]",
-                "listen_addr =",
-                "listen_port = 6432",
-                f"unix_socket_dir = {home}",
-                "auth_type = any",
-                "pool_mode = transaction",
-                "server_login_retry = 1",
-                "server_connect_timeout = 2",
-            ]
-        )
-    )
-    user = None
-    if os.geteuid() == 0:  # it refuses to run as root
-        user = owner.st_uid
-        for path in (home, home / "pgbouncer.ini"):
-            os.chown(path, owner.st_uid, owner.st_gid)
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [program, str(home / "pgbouncer.ini")],
-            user=user,
-            group=owner.st_gid if user is not None else None,
-            extra_groups=[] if user is not None else None,
-            cwd="/",
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            eventually(lambda: (home / ".s.PGSQL.6432").exists() or process.poll() is not None, 5)
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            yield home
-        finally:
-            process.terminate()
-            process.wait(10)
-            shutil.rmtree(home)
+    nodes = {"primary": cluster.primary, "replica": cluster.standbys[0]}
+    with pgbouncer({name: (node, node.access.database) for name, node in nodes.items()}) as home:
+        yield home
 
 
 def test_pgbouncer_in_transaction_mode(cluster: Cluster, bouncer: Path) -> None:

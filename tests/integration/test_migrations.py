@@ -276,10 +276,3 @@ def test_a_test_database_takes_rows_of_any_date_unless_told_otherwise(tmp_path, 
     settings = project.folder / "project_settings.py"
     settings.write_text(settings.read_text() + '\nSCALEDB = {"TEST_DEFAULT_PARTITION": False}\n')
     assert "NoPartitionError: no partition of shop.Order" in project.manage("test", "shop", fails=True)
-
-
-def test_restore_partition_is_refused_with_what_to_do_instead(project):
-    project.models(ORDER)
-    refusal = project.manage("restore_partition", "shop.Order", "shop_order_y2024", fails=True)
-    assert "CommandError: restore_partition is not available yet" in refusal
-    assert "ATTACH PARTITION" in refusal

@@ -12,7 +12,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.core import serializers
 from django.db import IntegrityError, connection, connections, transaction
-from django.db.models import F
+from django.db.models import Count, F
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
@@ -309,6 +309,14 @@ async def _async_round_trip() -> Event:
 
 
 @pytest.mark.django_db(transaction=True)
+def test_groups_by_instance(event):
+    """The other columns depend on (id, key) in the database, so GROUP BY must name them."""
+    event.tags.set([Tag.objects.create(name=name) for name in "ab"])
+    assert [e.n for e in Event.objects.annotate(n=Count("tags"))] == [2]
+    Comment.objects.create(event=event)
+    assert Event.objects.annotate(n=Count("comment")).filter(n=1).get() == event
+
+
 def test_async_methods():
     # async_to_sync keeps the ORM's work in this thread, whose connection the fixture knows.
     async def run():

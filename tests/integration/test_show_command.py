@@ -83,6 +83,9 @@ def test_the_set_as_json(lab: Lab) -> None:
         "managed": True,
         "default": False,
         "detached_at": None,
+        "archived_at": None,
+        "held_since": None,
+        "manifest": None,
         "rows": None,
         "bytes": 0,
     }

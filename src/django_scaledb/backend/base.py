@@ -10,10 +10,11 @@ from django.utils.functional import cached_property
 
 from django_scaledb.backend import psqlextra
 from django_scaledb.backend.creation import DatabaseCreation
+from django_scaledb.backend.features import DatabaseFeatures
 from django_scaledb.backend.operations import DatabaseOperations
 from django_scaledb.backend.schema import DatabaseSchemaEditor
 from django_scaledb.counters.connection import CounterConnectionMixin
-from django_scaledb.partitions import errors
+from django_scaledb.partitions import errors, watching
 from django_scaledb.routing.connection import RoutedConnectionMixin
 
 
@@ -22,10 +23,15 @@ class DatabaseWrapper(CounterConnectionMixin, RoutedConnectionMixin, psqlextra.D
 
     SchemaEditorClass = DatabaseSchemaEditor
     creation_class = DatabaseCreation
+    features_class = DatabaseFeatures
     ops_class = DatabaseOperations
 
     accepts_any_period = False
     """Whether new partitioned tables get a default partition (test databases do)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        watching.join(self)
 
     def prepare_database(self) -> None:
         """Make hstore only where a model has such a column: an ordinary role must do otherwise."""
@@ -53,6 +59,8 @@ class _ErrorWrapper(DatabaseErrorWrapper):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> Any:
-        if exc_value is not None and (error := errors.translate(exc_value)) is not None:
+        if exc_value is None:
+            return None
+        if (error := errors.translate(exc_value)) is not None:
             raise error.with_traceback(traceback) from exc_value
         return super().__exit__(exc_type, exc_value, traceback)

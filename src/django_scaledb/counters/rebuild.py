@@ -7,6 +7,7 @@ Writing the counted number itself would undo whatever was committed in between.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +22,14 @@ from django_scaledb.counters.definition import Definition, quote
 from django_scaledb.counters.detach import kept_groups
 from django_scaledb.counters.statements import drift, fold, groups, pending_relation, unnested
 from django_scaledb.exceptions import ScaleDBError
+from django_scaledb.postgres.pooling import require_session
 
 if TYPE_CHECKING:
     from django_scaledb.counters.models import CounterModel
+
+logger = logging.getLogger("django_scaledb.counters")
+# The commands print what they find: where nobody has asked for logs, nothing is said twice.
+logger.addHandler(logging.NullHandler())
 
 BATCH_KEYS = 500
 RawKey = tuple[str | None, ...]
@@ -102,6 +108,9 @@ def check(counter: type[CounterModel], using: str, leaving: Sequence[str] = ()) 
         found.drifts = [_drift(definition, row) for row in cursor.fetchall()]
     if counter._counter_meta.mechanism == "trigger":
         found.trigger_problems = trigger_problems(definition, connection)
+    level = logging.DEBUG if found.ok else logging.WARNING
+    extra = {"counter": found.label, "database": using, "drifted_keys": len(found.drifts)}
+    logger.log(level, "%s: %s keys differ from the source", found.label, len(found.drifts), extra=extra)
     return found
 
 
@@ -207,6 +216,8 @@ def rebuild(
 def _only_repairer(connection: BaseDatabaseWrapper, definition: Definition) -> Iterator[None]:
     key = definition.lock_id ^ 1
     with connection.cursor() as cursor:
+        if not connection.in_atomic_block:
+            require_session(connection)
         cursor.execute("SELECT pg_try_advisory_lock(%s)", [key])
         if not cursor.fetchone()[0]:
             raise AnotherRepairInProgress(

@@ -38,7 +38,10 @@ _DONE = {
     "finalize": "finished the detach of",
     "detach": "detached",
     "settle": "settled",
+    "archive": "archived",
     "drop": "dropped",
+    "restore": "restored",
+    "release": "released",
 }
 
 
@@ -47,13 +50,16 @@ class PartitionCommand(BaseCommand):
 
     requires_system_checks: list[str] = []
 
-    def add_arguments(self, parser: CommandParser) -> None:
+    def add_models(self, parser: CommandParser) -> None:
         parser.add_argument(
             "models",
             nargs="*",
             metavar="MODEL",
             help="app_label.ModelName, or app_label for all of an app (default: all partitioned models)",
         )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        self.add_models(parser)
         parser.add_argument(
             "--using",
             default=DEFAULT_DB_ALIAS,
@@ -91,6 +97,9 @@ class PartitionCommand(BaseCommand):
 class MaintenanceCommand(PartitionCommand):
     """A `PartitionCommand` that changes partition sets, and reports what it did."""
 
+    drains = True
+    """Whether it makes partitions, for which a default one may have to be emptied."""
+
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.add_argument(
@@ -111,11 +120,12 @@ class MaintenanceCommand(PartitionCommand):
             metavar="SECONDS",
             help='seconds after which blocked work is given up (default: SCALEDB["DDL_DEADLINE"], else 30)',
         )
-        parser.add_argument(
-            "--drain-default",
-            action="store_true",
-            help="move any number of rows out of a default partition that is in a new one's way",
-        )
+        if self.drains:
+            parser.add_argument(
+                "--drain-default",
+                action="store_true",
+                help="move any number of rows out of a default partition that is in a new one's way",
+            )
 
     @contextmanager
     def listener(self, options: dict[str, Any]) -> Iterator[Listener]:
@@ -168,6 +178,7 @@ class CommandListener(Listener):
         self._out = out
         self._err = err
         self._progress: Progress | None = None
+        self._rows: Progress | None = None
         self._waited: dict[str, float] = {}
 
     def on_start(self, actions: int) -> None:
@@ -176,12 +187,28 @@ class CommandListener(Listener):
             self._progress.__enter__()
 
     def on_result(self, model: ModelReport, result: Result) -> None:
+        self._end_rows()
         if self._progress is not None:
             self._progress.advance()
         # Where both go to the terminal the bar stands for the lines; a file gets them all.
         has_bar = self._progress is not None and self._progress.has_bar and self._out_is_terminal()
         if self._out is not None and result.status is Status.DONE and not has_bar:
             self._out.write(f"{model.label}: {_DONE[result.action]} {subject(result)}")
+
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        if self._err is None:
+            return
+        if self._rows is None or self._rows.what != what:
+            self._end_rows()
+            self._rows = Progress(total, what, stream=cast(TextIO, self._err))
+            self._rows.__enter__()
+        self._rows.total = total
+        self._rows.advance(max(done - self._rows.done, 0))
+
+    def _end_rows(self) -> None:
+        if self._rows is not None:
+            self._rows.__exit__()
+            self._rows = None
 
     def _out_is_terminal(self) -> bool:
         return self._out is not None and self._out.isatty()
@@ -196,6 +223,7 @@ class CommandListener(Listener):
             )
 
     def close(self) -> None:
+        self._end_rows()
         if self._progress is not None:
             self._progress.__exit__()
 

@@ -43,9 +43,9 @@ class PartitionSet:
     """A table and its partitions.
 
     `references` are the targets of its foreign keys, `referenced_by` the tables with foreign keys
-    to it. `detached` are the tables whose mark says that we took them off this set; `orphans` were
-    detached by somebody else and are nobody's to drop. `may_alter` says whether the connected role
-    has the owner's rights.
+    to it. `detached` are the tables whose mark says that we took them off this set, `returning` those
+    that a restore is bringing back; `orphans` were detached by somebody else and are nobody's to
+    drop. `may_alter` says whether the connected role has the owner's rights.
     """
 
     table: TableName
@@ -62,6 +62,7 @@ class PartitionSet:
     referenced_by: tuple[TableName, ...]
     members: tuple[Member, ...]
     detached: tuple[Member, ...]
+    returning: tuple[Member, ...]
     orphans: tuple[Member, ...]
 
     @property
@@ -114,6 +115,7 @@ class PartitionSet:
             # What was once taken off and is there again was put back by somebody: theirs now.
             managed=state in (MarkState.ATTACHED, MarkState.RETIRING),
             retiring=state is MarkState.RETIRING,
+            held_since=member.marker.held_since if member.marker else None,
         )
 
 
@@ -127,6 +129,8 @@ def _detached(member: Member) -> Partition:
         managed=True,
         retiring=marker.state is MarkState.RETIRING,
         detached_at=marker.detached_at,
+        archived_at=marker.archived_at,
+        held_since=marker.held_since,
     )
 
 
@@ -232,6 +236,7 @@ def _partition_set(found: Mapping[str, Any], loose: Sequence[Member]) -> Partiti
     table = TableName(*found["table"])
     once_ours = [m for m in loose if m.marker is not None and m.marker.parent == table]
     off = (MarkState.RETIRING, MarkState.DETACHED)
+    returning = (MarkState.LOADING, MarkState.RESTORING)
     return PartitionSet(
         table=table,
         oid=found["oid"],
@@ -247,7 +252,8 @@ def _partition_set(found: Mapping[str, Any], loose: Sequence[Member]) -> Partiti
         referenced_by=_tables(found["referenced_by"]),
         members=tuple(_member(values) for values in found["members"] or ()),
         detached=tuple(m for m in once_ours if m.marker and m.marker.state in off),
-        orphans=tuple(m for m in once_ours if m.marker and m.marker.state not in off),
+        returning=tuple(m for m in once_ours if m.marker and m.marker.state in returning),
+        orphans=tuple(m for m in once_ours if m.marker and m.marker.state not in off + returning),
     )
 
 

@@ -167,12 +167,10 @@ def _read_premake(value: object) -> int:
 
 
 def _read_action(value: object) -> RetentionAction:
-    if value == RetentionAction.ARCHIVE.value:
-        raise _Refused('"archive" comes in a later version', 'Use "detach" or "drop".')
     try:
         return RetentionAction(value)
     except ValueError:
-        raise _Refused(f"{value!r} is not a retention action", 'Use "detach" or "drop".') from None
+        raise _Refused(f"{value!r} is not a retention action", 'Use "detach", "archive" or "drop".') from None
 
 
 def _read_zone(value: object) -> ZoneInfo:

@@ -57,6 +57,14 @@ def current_marker(cursor: Any, oid: int) -> tuple[TableName, bool, Marker | Non
     return None if row is None else (TableName(row[0], row[1]), row[2], Marker.parse(row[3]))
 
 
+def kind(connection: BaseDatabaseWrapper, oid: int) -> str | None:
+    """pg_class.relkind of `oid`; None when it is gone."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT relkind::text FROM pg_class WHERE oid = %s", [oid])
+        row = cursor.fetchone()
+    return row[0] if row else None
+
+
 def foreign_keys(connection: BaseDatabaseWrapper, oid: int) -> list[tuple[str, TableName]]:
     """Names and targets of the foreign keys of the table `oid`."""
     with connection.cursor() as cursor:
@@ -69,6 +77,63 @@ def foreign_keys(connection: BaseDatabaseWrapper, oid: int) -> list[tuple[str, T
             [oid],
         )
         return [(name, TableName(schema, table)) for name, schema, table in cursor.fetchall()]
+
+
+@dataclass(frozen=True)
+class ForeignKey:
+    """A foreign key of a table; `is_valid` is None where the table does not have it."""
+
+    name: str
+    target: TableName
+    definition: str
+    is_valid: bool | None = None
+
+
+def foreign_keys_lacking(connection: BaseDatabaseWrapper, parent: int, oid: int) -> list[ForeignKey]:
+    """The foreign keys of the set `parent` that the table `oid` has not, or not validated."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT f.conname, n.nspname, c.relname, pg_get_constraintdef(f.oid), own.convalidated "
+            "FROM pg_constraint f "
+            "JOIN pg_class c ON c.oid = f.confrelid JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "LEFT JOIN pg_constraint own ON own.conrelid = %s AND own.contype = 'f' "
+            "AND own.conname = f.conname "
+            "WHERE f.conrelid = %s AND f.contype = 'f' AND f.conparentid = 0 "
+            "AND own.convalidated IS NOT TRUE ORDER BY 1",
+            [oid, parent],
+        )
+        return [
+            ForeignKey(name, TableName(schema, table), definition, is_valid)
+            for name, schema, table, definition, is_valid in cursor.fetchall()
+        ]
+
+
+def defaults(connection: BaseDatabaseWrapper, oid: int) -> dict[str, str]:
+    """The columns of `oid` that have a default in the database, and its SQL."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT a.attname, pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d JOIN pg_attribute a "
+            "ON a.attrelid = d.adrelid AND a.attnum = d.adnum WHERE d.adrelid = %s AND a.attgenerated = ''",
+            [oid],
+        )
+        return dict(cursor.fetchall())
+
+
+def sequences(connection: BaseDatabaseWrapper, table: TableName) -> list[tuple[str, TableName]]:
+    """The columns of `table` that own a sequence, and which."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT a.attname, n.nspname, s.relname FROM pg_attribute a "
+            "JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace t ON t.oid = c.relnamespace "
+            "JOIN pg_depend d ON d.refobjid = c.oid AND d.refobjsubid = a.attnum "
+            "AND d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass "
+            "AND d.deptype IN ('a', 'i') "
+            "JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' "
+            "JOIN pg_namespace n ON n.oid = s.relnamespace "
+            "WHERE t.nspname = %s AND c.relname = %s",
+            [table.schema, table.name],
+        )
+        return [(column, TableName(schema, name)) for column, schema, name in cursor.fetchall()]
 
 
 def taken_names(connection: BaseDatabaseWrapper, schema: str, names: Sequence[str]) -> set[str]:
@@ -139,6 +204,28 @@ def movable(connection: BaseDatabaseWrapper, default: int, parent: int) -> Movab
         )
         columns, triggers, acting_keys = cursor.fetchone()
     return Movable(tuple(columns), tuple(triggers), tuple(acting_keys))
+
+
+def not_empty(connection: BaseDatabaseWrapper, oids: Sequence[int]) -> list[TableName]:
+    """Those of the tables that hold a row and that the connected role may read: two queries for all.
+
+    Raises `LockNotAvailable` when somebody has one of them for himself.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE c.oid = ANY(%s) AND has_table_privilege(c.oid, 'SELECT') ORDER BY 1, 2",
+            [list(oids)],
+        )
+        tables = [TableName(schema, name) for schema, name in cursor.fetchall()]
+    if not tables:
+        return []
+    looks = [sql.SQL("EXISTS (SELECT FROM {})").format(table.sql) for table in tables]
+    query = sql.SQL("SELECT ARRAY[{}]").format(sql.SQL(", ").join(looks))
+    with _reading(connection, tables[0], "lock_timeout", LOOK_TIMEOUT) as cursor:
+        cursor.execute(query.as_string(connection.connection))
+        (found,) = cursor.fetchone()
+    return [table for table, has_rows in zip(tables, found, strict=True) if has_rows]
 
 
 def ends_of_key(

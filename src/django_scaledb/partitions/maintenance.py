@@ -8,8 +8,9 @@ that a busy table does not use up the time of the others.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connections, models
@@ -17,13 +18,23 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from django_scaledb.conf import settings
-from django_scaledb.exceptions import DDLError, LockNotAvailable, PlanError, ScaleDBError
+from django_scaledb.exceptions import (
+    ArchiveError,
+    ArchiveOutdated,
+    DDLError,
+    LockNotAvailable,
+    PlanError,
+    ScaleDBError,
+)
 from django_scaledb.partitions import catalog, registry
+from django_scaledb.partitions.archive import session as archive_session
+from django_scaledb.partitions.archive import writer
 from django_scaledb.partitions.catalog import PartitionSet
 from django_scaledb.partitions.config import PartitionConfig
 from django_scaledb.partitions.overview import no_table
 from django_scaledb.partitions.plan import (
     Action,
+    Archive,
     Create,
     CreateDefault,
     Detach,
@@ -38,6 +49,10 @@ from django_scaledb.partitions.plan import (
 from django_scaledb.partitions.report import ModelReport, Report, Result, Sent, Status
 from django_scaledb.partitions.work import Task, Worker
 from django_scaledb.postgres.executor import Executor, Waiting, script, sqlstate
+
+logger = logging.getLogger("django_scaledb.partitions")
+# The commands print what a run did: where nobody has asked for logs, nothing is said twice.
+logger.addHandler(logging.NullHandler())
 
 PATIENCE_SECONDS = 1.0
 """How long one blocked action is tried before the others get their turn."""
@@ -56,6 +71,9 @@ class Listener:
 
     def on_wait(self, waiting: Waiting) -> None:
         """Somebody is in the way."""
+
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        """So many rows of `total` are done; `what` says which, and done how."""
 
 
 def rotate(
@@ -88,6 +106,22 @@ def rotate(
 
     options = _options(using, moment, command, dry_run, lock_timeout, deadline, drain_default)
     return _Run(options, listener).perform(list(partitioned), planner)
+
+
+def preview(
+    partitioned: Iterable[type[models.Model]], *, using: str = DEFAULT_DB_ALIAS, now: datetime, limit: int
+) -> Report:
+    """What `rotate` would do at `now` (aware), for whoever only looks and need not own the tables.
+
+    All actions are in the report; the first `limit` of them with their SQL, so that the number of
+    queries is bounded.
+    """
+
+    def planner(config: PartitionConfig, partitions: Sequence[Partition]) -> Plan:
+        return plan(config, partitions, now)
+
+    options = _options(using, now, "rotate_partitions", True, None, None, False)
+    return _Run(replace(options, shown=limit), None).perform(list(partitioned), planner)
 
 
 def create_span(
@@ -125,6 +159,8 @@ class _Options:
     lock_timeout: int
     deadline: float
     drain_default: bool
+    shown: int | None = None
+    """Of a preview: as many actions are shown with their SQL."""
 
 
 def _options(
@@ -177,6 +213,16 @@ class _Run:
         self.listener = listener or Listener()
 
     def perform(self, partitioned: Sequence[type[models.Model]], planner: Planner) -> Report:
+        report = self._perform(partitioned, planner)
+        for model in report.models:
+            if model.error is not None:
+                self._log(logging.WARNING, model.error, "%s: %s", model.label, model.error, model=model.label)
+        if report.error is not None:
+            text = "%s of the database %s was stopped: %s"
+            self._log(logging.ERROR, report.error, text, report.command, report.database, report.error)
+        return report
+
+    def _perform(self, partitioned: Sequence[type[models.Model]], planner: Planner) -> Report:
         options = self.options
         report = Report(options.command, options.using, options.now, options.dry_run)
         try:
@@ -197,6 +243,7 @@ class _Run:
                 jobs = self._load(partitioned, planner)
                 report.models = [job.report for job in jobs]
                 self._execute(executor, jobs)
+            self._archive(jobs)
         except (ScaleDBError, DatabaseError, InterfaceError) as error:
             report.error = error
             # What was planned without the lock and never begun is no result.
@@ -225,15 +272,29 @@ class _Run:
                 self.options.now,
                 drain_default=self.options.drain_default,
             )
-            if actions:
+            if actions and self.options.shown is None:
                 worker.require_rights()
+                actions = self._archivable(job, found, actions)
         except (ScaleDBError, ValueError) as error:
             job.report.error = error
             return job
         job.worker = worker
         job.items = tuple(_Item(job, action, Result(_KINDS[type(action)])) for action in actions)
-        job.report.results = [item.result for item in job.items]
+        job.report.results += [item.result for item in job.items]
         return job
+
+    def _archivable(self, job: _Job, found: PartitionSet, actions: tuple[Action, ...]) -> tuple[Action, ...]:
+        """`actions`, less all that takes partitions off a set that cannot be archived."""
+        wanted = [action.partition for action in actions if isinstance(action, Archive)]
+        if not wanted:
+            return actions
+        try:
+            writer.require(self.connection, found.table)
+        except ScaleDBError as error:
+            refused = Result(_KINDS[Archive], wanted[0].table, wanted[0].range, Status.FAILED, error)
+            job.report.results.append(refused)
+            return tuple(action for action in actions if not isinstance(action, Detach | Archive))
+        return actions
 
     def _begin(self, item: _Item) -> Iterator[Task]:
         worker = item.job.worker
@@ -247,10 +308,22 @@ class _Run:
             yield task
 
     def _show(self, jobs: Iterable[_Job]) -> None:
-        for item in (item for job in jobs for item in job.items):
+        items = [item for job in jobs for item in job.items]
+        shown = len(items) if self.options.shown is None else self.options.shown
+        for item in items[shown:]:
+            if isinstance(item.action, Create):  # to find a free name takes a query
+                item.result.range = item.action.range
+            elif not isinstance(item.action, CreateDefault):
+                partition = item.action.partition
+                item.result.partition, item.result.range = partition.table, partition.range
+        for item in items[:shown]:
             try:
                 for _ in self._begin(item):
                     pass
+                if isinstance(item.action, Archive):
+                    read = writer.statement(self.connection, item.action.partition.table)
+                    text = read.query.as_string(self.connection.connection)
+                    item.result.sent.append(Sent(text, read.locks))
             except (ScaleDBError, DatabaseError) as error:
                 item.result.status, item.result.reason = Status.FAILED, error
 
@@ -259,8 +332,41 @@ class _Run:
     def _execute(self, executor: Executor, jobs: Iterable[_Job]) -> None:
         items = [item for job in jobs for item in job.items]
         self.listener.on_start(len(items))
+        items = [item for item in items if not isinstance(item.action, Archive)]
         self._in_turns(executor, [item for item in items if not isinstance(item.action, Detach | Drop)])
         self._in_turns(executor, [item for item in items if isinstance(item.action, Detach | Drop)])
+
+    def _archive(self, jobs: Iterable[_Job]) -> None:
+        """Last, and outside the run's lock: it takes long, and is in nobody's way."""
+        for item in [item for job in jobs for item in job.items]:
+            if not isinstance(item.action, Archive):
+                continue
+            worker, table = item.job.worker, item.action.partition.table
+            assert worker is not None
+            item.result.partition, item.result.range = worker.target(item.action)
+            needed = next((other for other in item.job.items if _needs(item, other)), None)
+            if needed is not None:
+                self._end(item, Status.SKIPPED, _not_tried(needed))
+                continue
+            options = archive_session.Options(
+                self.options.command,
+                self.options.now,
+                self.options.lock_timeout,
+                self.options.deadline,
+                self.listener.on_wait,
+                self.listener.on_progress,
+            )
+            try:
+                [found] = catalog.read(self.connection, [worker.model._meta.db_table])
+                assert found is not None
+                writer.Archiver(self.connection, worker.model, worker.config, found, options).archive(table)
+            except (ScaleDBError, DatabaseError, InterfaceError) as error:
+                self._end(item, Status.FAILED, error)
+            except Exception as error:  # a storage raises whatever it likes
+                text = f"cannot archive {table}: {type(error).__name__}: {error}"
+                self._end(item, Status.FAILED, ArchiveError(text))
+            else:
+                self._end(item, Status.DONE, None)
 
     def _in_turns(self, executor: Executor, items: list[_Item]) -> None:
         """Do all of them, coming back to those that are blocked until the deadline."""
@@ -304,7 +410,12 @@ class _Run:
             item.result.reason = error
             item.left_pending = self._is_left_pending(item)
             return False
-        except (ScaleDBError, DatabaseError, InterfaceError) as error:
+        except ArchiveOutdated as error:
+            assert item.job.worker is not None
+            assert isinstance(item.action, Drop)
+            executor.run(item.job.worker.forget_archive(item.action.partition))
+            self._end(item, Status.FAILED, error)
+        except (ScaleDBError, DatabaseError, InterfaceError, OSError) as error:
             executor.recover()
             item.left_pending = self._is_left_pending(item)
             self._end(item, Status.FAILED, _explained(item.action, error))
@@ -320,8 +431,21 @@ class _Run:
             return True  # nobody knows; then it is better not to try the others
 
     def _end(self, item: _Item, status: Status, reason: Exception | None) -> None:
-        item.result.status, item.result.reason = status, reason
-        self.listener.on_result(item.job.report, item.result)
+        result, label = item.result, item.job.report.label
+        result.status, result.reason = status, reason
+        level, text = (
+            (logging.WARNING, "%s: %s of %s %s: %s") if reason else (logging.INFO, "%s: %s of %s %s")
+        )
+        words = (label, result.action, result.partition, status.value, *([reason] if reason else []))
+        fields = {"partition": str(result.partition or ""), "action": result.action, "state": status.value}
+        self._log(level, reason, text, *words, model=label, range=str(result.range or ""), **fields)
+        self.listener.on_result(item.job.report, result)
+
+    def _log(self, level: int, reason: Exception | None, text: str, *words: object, **fields: object) -> None:
+        extra = {"command": self.options.command, "database": self.options.using, **fields}
+        if reason is not None:
+            extra |= {"error": type(reason).__name__, "reason": str(reason)}
+        logger.log(level, text, *words, extra=extra)
 
 
 def _needs(item: _Item, other: _Item) -> bool:
@@ -337,6 +461,8 @@ def _needs(item: _Item, other: _Item) -> bool:
                 return settled == partition
             case Detach():
                 return True  # PostgreSQL allows one pending detach in a set
+    if isinstance(item.action, Archive):
+        return isinstance(other.action, Detach | Settle) and other.action.partition == item.action.partition
     if isinstance(other.action, Create) and isinstance(item.action, Detach):
         # The plan lets the last partition go because of the newer ones it makes; without them it stays.
         assert item.job.worker is not None
@@ -372,5 +498,6 @@ _KINDS: dict[type, str] = {
     Finalize: "finalize",
     Detach: "detach",
     Settle: "settle",
+    Archive: "archive",
     Drop: "drop",
 }

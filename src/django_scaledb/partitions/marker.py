@@ -35,16 +35,28 @@ class MarkState(Enum):
     """A rotation has begun to take it off the set."""
     DETACHED = "detached"
     """It is off the set, and its grace period runs."""
+    LOADING = "loading"
+    """It is being filled from an archive: worth nothing until it is verified."""
+    RESTORING = "restoring"
+    """It is complete, and on its way back onto the set."""
 
 
 @dataclass(frozen=True)
 class Marker:
-    """What the mark says. Partitions that `migrate` made have neither parent nor range in theirs."""
+    """What the mark says. Partitions that `migrate` made have neither parent nor range in theirs.
+
+    `archived_at` is set once a verified copy lies in the archive, whose row of
+    `partitions.archive.state` is `archive`; `held_since` once a restore has put the table back,
+    which retention then leaves alone.
+    """
 
     state: MarkState
     parent: TableName | None = None
     range: Range | None = None
     detached_at: datetime | None = None
+    archive: int | None = None
+    archived_at: datetime | None = None
+    held_since: datetime | None = None
 
     def __str__(self) -> str:
         """The comment's text."""
@@ -56,6 +68,11 @@ class Marker:
             content["to"] = iso(self.range.upper)
         if self.detached_at is not None:
             content["detached_at"] = iso(self.detached_at)
+        if self.archive is not None and self.archived_at is not None:
+            content["archive"] = self.archive
+            content["archived_at"] = iso(self.archived_at)
+        if self.held_since is not None:
+            content["held_since"] = iso(self.held_since)
         return PREFIX + json.dumps(content, separators=(",", ":"), ensure_ascii=False)
 
     def comment_on(self, table: sql.Identifier) -> sql.Composed:
@@ -76,12 +93,14 @@ class Marker:
             if content.get("v") != _VERSION:
                 return None
             parent, lower = content.get("parent"), content.get("from")
-            detached_at = content.get("detached_at")
             return cls(
                 MarkState(content["state"]),
                 TableName(*parent) if parent else None,
-                Range(_read(lower), _read(content["to"])) if lower else None,
-                datetime.fromisoformat(detached_at).astimezone(UTC) if detached_at else None,
+                Range(read_bound(lower), read_bound(content["to"])) if lower else None,
+                _moment(content, "detached_at"),
+                content.get("archive"),
+                _moment(content, "archived_at"),
+                _moment(content, "held_since"),
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -92,7 +111,13 @@ def iso(bound: Bound) -> str:
     return bound.value if isinstance(bound, Unbounded) else bound.astimezone(UTC).isoformat()
 
 
-def _read(text: str) -> Bound:
+def _moment(content: dict[str, Any], name: str) -> datetime | None:
+    text = content.get(name)
+    return datetime.fromisoformat(text).astimezone(UTC) if text else None
+
+
+def read_bound(text: str) -> Bound:
+    """The opposite of `iso`; raises `ValueError`."""
     try:
         return Unbounded(text)
     except ValueError:

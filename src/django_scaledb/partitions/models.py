@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -11,6 +12,7 @@ from django.db import OperationalError, connections, models, router, transaction
 from django.db.models import signals
 from django.db.models.deletion import Collector
 
+from django_scaledb.partitions.allowance import allow_unpruned
 from django_scaledb.partitions.options import PartitionedModelBase, PartitioningOptions
 
 SERIALIZATION_FAILURE = "40001"
@@ -68,6 +70,9 @@ class PartitionedModel(models.Model, metaclass=PartitionedModelBase):
                 key = self.__dict__.get(field.attname)
             if _is_plain(key):
                 yield queryset.filter(**{field.attname: key})
+                with allow_unpruned():  # it is not where it was: nothing else is left to do
+                    yield queryset
+                return
         yield queryset
 
     def _do_update(  # type: ignore[override]  # its signature differs from one Django to the next
@@ -142,7 +147,8 @@ class PartitionedModel(models.Model, metaclass=PartitionedModelBase):
                 continue
             break
         else:
-            super().refresh_from_db(using=using, fields=names, from_queryset=everywhere)
+            with allow_unpruned() if narrowed else nullcontext():
+                super().refresh_from_db(using=using, fields=names, from_queryset=everywhere)
         field = self._key_beside_pk()
         if field is not None and (names is None or field.name in names or field.attname in names):
             self._remember_key()

@@ -62,6 +62,17 @@ class PartitionedModelBase(ModelBase):
         new_class._partitioning_meta = PartitioningOptions(merged)  # type: ignore[attr-defined]
         return new_class
 
+    def _prepare(cls) -> None:
+        from django_scaledb.partitions.querysets import PartitionedManager
+
+        # Where Django would add a manager, because neither the model nor a base of it declares one.
+        meta: Any = cls._meta  # type: ignore[attr-defined]
+        if not meta.managers and all(field.name != "objects" for field in meta.fields):
+            manager: Any = PartitionedManager()
+            manager.auto_created = True
+            cls.add_to_class("objects", manager)
+        super()._prepare()  # type: ignore[misc]
+
 
 def is_partitioned(model: Any) -> TypeGuard[type[PartitionedModel]]:
     """Whether `model` is a `PartitionedModel`, a historical one included."""

@@ -23,12 +23,16 @@ away)::
               "partition": "public.pypi_upload_y2027",
               "from": "2027-01-01T00:00:00+00:00",  // or "MINVALUE"; null for a default partition
               "to": "2028-01-01T00:00:00+00:00",    // or "MAXVALUE"; null for a default partition
-              "state": "attached",            // attached, detach pending, detached
+              "state": "attached",            // attached, detach pending, detached, restoring, archived
               "managed": true,                // false: made (or detached) by hand, never dropped
               "default": false,
               "detached_at": null,            // when its grace period began
+              "archived_at": null,            // when a verified copy of it was stored
+              "held_since": null,             // when it was restored; retention leaves it alone
+              "manifest": null,               // of what is archived: its name in the storage
               "rows": 152580,                 // an estimate; null before the first ANALYZE
-              "bytes": 33554432               // with indexes and TOAST; null when a lock was in the way
+              "bytes": 33554432               // with indexes and TOAST; null when a lock was in the way;
+                                              // of an archive its file's
             }
           ],
           "problems": [
@@ -42,16 +46,18 @@ away)::
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
-from django.db import DatabaseError, InterfaceError, connections, models
+from django.db import DatabaseError, InterfaceError, connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_scaledb.exceptions import LockNotAvailable, PlanError, ScaleDBError
 from django_scaledb.partitions import catalog, inspection, registry
+from django_scaledb.partitions.archive import state
+from django_scaledb.partitions.archive.state import Archive
 from django_scaledb.partitions.bounds import Bound, Range, show, sort_key
 from django_scaledb.partitions.catalog import Member, PartitionSet
 from django_scaledb.partitions.config import KeyKind, PartitionConfig
@@ -60,8 +66,11 @@ from django_scaledb.partitions.marker import iso
 from django_scaledb.partitions.plan import Partition, State, missing, runway
 from django_scaledb.partitions.report import error_as_json
 from django_scaledb.partitions.uuid7 import timestamp_of
+from django_scaledb.postgres.executor import sqlstate
 
+_INSUFFICIENT_PRIVILEGE = "42501"
 VERSION = 1
+_UNKNOWN = Size(None, None)
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class Row:
 
     partition: Partition
     size: Size
+    manifest: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         partition = self.partition
@@ -82,6 +92,9 @@ class Row:
             "managed": partition.managed,
             "default": partition.is_default,
             "detached_at": iso(partition.detached_at) if partition.detached_at else None,
+            "archived_at": iso(partition.archived_at) if partition.archived_at else None,
+            "held_since": iso(partition.held_since) if partition.held_since else None,
+            "manifest": self.manifest,
             "rows": self.size.rows,
             "bytes": self.size.bytes,
         }
@@ -160,10 +173,13 @@ class Overview:
         }
 
 
-def survey(partitioned: Sequence[type[models.Model]], *, using: str, now: datetime) -> Overview:
+def survey(
+    partitioned: Sequence[type[models.Model]], *, using: str, now: datetime, closely: bool = True
+) -> Overview:
     """What the catalog of `using` says about `partitioned` at `now` (aware).
 
-    Two queries for all models, and one for each default partition. Takes no lock that anybody
+    Four queries for all models, and one for each default partition; not `closely`, two for all default
+    partitions together, which tells that rows lie in one and not of which days. Takes no lock that anybody
     could notice, and gives the sizes up rather than wait for one.
     """
     connection: BaseDatabaseWrapper = connections[using]
@@ -171,17 +187,30 @@ def survey(partitioned: Sequence[type[models.Model]], *, using: str, now: dateti
     try:
         sets = catalog.read(connection, [model._meta.db_table for model in partitioned])
         overview.models = [
-            _survey_model(connection, model, found, overview.now)
+            _survey_model(connection, model, found, overview.now, closely=closely)
             for model, found in zip(partitioned, sets, strict=True)
         ]
+        if not closely:
+            _glance_at_defaults(connection, overview.models, sets)
         _measure(connection, overview.models, [found for found in sets if found is not None])
+        # Last: who may not read the archive's table sees the rest, and an open transaction stays usable.
+        with transaction.atomic(using=using):
+            archives = state.of_tables(connection, [found.table for found in sets if found is not None])
+        for one, found in zip(overview.models, sets, strict=True):
+            if one.config is not None and found is not None:
+                _add_archives(one, found, [archive for archive in archives if archive.table == found.table])
     except (DatabaseError, InterfaceError) as error:
         overview.error = error
     return overview
 
 
 def _survey_model(
-    connection: BaseDatabaseWrapper, model: type[models.Model], found: PartitionSet | None, now: datetime
+    connection: BaseDatabaseWrapper,
+    model: type[models.Model],
+    found: PartitionSet | None,
+    now: datetime,
+    *,
+    closely: bool,
 ) -> ModelOverview:
     overview = ModelOverview(model._meta.label, str(found.table) if found else None)
     try:
@@ -196,10 +225,37 @@ def _survey_model(
         return overview
     overview.config = config
     by_hand = (Partition(m.table, _range_of(m), State.DETACHED, managed=False) for m in found.orphans)
-    overview.rows = [Row(partition, Size(None, None)) for partition in _in_order((*partitions, *by_hand))]
-    if found.default is not None:
-        overview.problems += _rows_in_default(connection, found.default, config)
+    back = [Partition(m.table, _range_of(m), State.RESTORING, managed=True) for m in found.returning]
+    for partition in back:
+        overview.problems.append(
+            Problem(
+                "unfinished",
+                f"the restore of {partition.table} is under way, or was interrupted",
+                f"manage.py restore_partition {config.label} {partition.table.name}",
+            )
+        )
+    overview.rows = [Row(partition, _UNKNOWN) for partition in _in_order((*partitions, *by_hand, *back))]
+    if found.default is not None and closely:
+        overview.problems += _rows_in_default(connection, found.default, config, found.role)
     return overview
+
+
+def _add_archives(overview: ModelOverview, found: PartitionSet, archives: Iterable[Archive]) -> None:
+    """Name the archives of tables that are there still, and list those whose tables are gone."""
+    by_table = {archive.partition: archive for archive in archives}
+    overview.rows = [
+        replace(row, manifest=archive.manifest)
+        if row.partition.archived_at and (archive := by_table.get(row.partition.table))
+        else row
+        for row in overview.rows
+    ]
+    there = {m.table for m in (*found.members, *found.detached, *found.returning)}
+    gone = [archive for table, archive in by_table.items() if table not in there]
+    for archive in sorted(gone, key=lambda archive: sort_key(archive.range.lower)):
+        partition = Partition(
+            archive.partition, archive.range, State.ARCHIVED, managed=True, archived_at=archive.archived_at
+        )
+        overview.rows.append(Row(partition, Size(archive.rows, archive.bytes), archive.manifest))
 
 
 def no_table(model: type[models.Model], using: str) -> str:
@@ -230,7 +286,7 @@ def problems(config: PartitionConfig, partitions: Sequence[Partition], now: date
 
 
 def _rows_in_default(
-    connection: BaseDatabaseWrapper, default: Member, config: PartitionConfig
+    connection: BaseDatabaseWrapper, default: Member, config: PartitionConfig, role: str
 ) -> Iterator[Problem]:
     command = f"manage.py create_partitions {config.label}"
     try:
@@ -238,12 +294,43 @@ def _rows_in_default(
     except LockNotAvailable as error:
         yield Problem("default rows", str(error), command)
         return
+    except DatabaseError as error:
+        if sqlstate(error) != _INSUFFICIENT_PRIVILEGE:
+            raise
+        text = f"the role {role!r} may not see whether rows lie in the default partition {default.table}"
+        yield Problem("default rows", text, f"GRANT SELECT ON {default.table} TO {role}")
+        return
     if ends is None:
         return
     first, last = (_day(end, config.key_kind) for end in ends)
     if first is not None and last is not None:
         command += f" --from {first} --to {last}"
     yield Problem("default rows", f"rows lie in the default partition {default.table}", command)
+
+
+def _glance_at_defaults(
+    connection: BaseDatabaseWrapper, overviews: Sequence[ModelOverview], sets: Sequence[PartitionSet | None]
+) -> None:
+    defaults = {
+        found.default.table: (overview, found.default.oid)
+        for overview, found in zip(overviews, sets, strict=True)
+        if overview.error is None and found is not None and found.default is not None
+    }
+    if not defaults:
+        return
+    try:
+        filled = inspection.not_empty(connection, [oid for _, oid in defaults.values()])
+    except LockNotAvailable:
+        return  # somebody works on one of them; the next look will tell
+    for table in filled:
+        overview = defaults[table][0]
+        overview.problems.append(
+            Problem(
+                "default rows",
+                f"rows lie in the default partition {table}",
+                f"manage.py show_partitions {overview.label}",
+            )
+        )
 
 
 def _day(key: str | None, kind: KeyKind) -> str | None:
@@ -267,7 +354,7 @@ def _in_order(partitions: Iterable[Partition]) -> list[Partition]:
 
     def key(partition: Partition) -> tuple[Any, ...]:
         bounds = partition.range
-        off = partition.state is State.DETACHED
+        off = partition.state in (State.DETACHED, State.RESTORING)
         return (off, bounds is None, sort_key(bounds.lower) if bounds else (), partition.table)
 
     return sorted(partitions, key=key)
@@ -276,10 +363,13 @@ def _in_order(partitions: Iterable[Partition]) -> list[Partition]:
 def _measure(
     connection: BaseDatabaseWrapper, overviews: Iterable[ModelOverview], sets: Iterable[PartitionSet]
 ) -> None:
-    oids = {m.table: m.oid for found in sets for m in (*found.members, *found.detached, *found.orphans)}
+    oids = {
+        m.table: m.oid
+        for found in sets
+        for m in (*found.members, *found.detached, *found.returning, *found.orphans)
+    }
     sizes = inspection.sizes(connection, list(oids.values()))
-    unknown = Size(None, None)
     for overview in overviews:
         overview.rows = [
-            Row(row.partition, sizes.get(oids[row.partition.table], unknown)) for row in overview.rows
+            Row(row.partition, sizes.get(oids[row.partition.table], _UNKNOWN)) for row in overview.rows
         ]

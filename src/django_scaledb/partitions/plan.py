@@ -32,6 +32,10 @@ class State(Enum):
     """An interrupted DETACH CONCURRENTLY: rows are out of the parent, the range refuses inserts."""
     DETACHED = "detached"
     """An ordinary table again, kept for its grace period."""
+    RESTORING = "restoring"
+    """On its way back, by a restore that is under way or was interrupted. Never planned for."""
+    ARCHIVED = "archived"
+    """In the archive alone. Never planned for."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class Partition:
 
     `range` is None for the default partition. `managed` says that django_scaledb (or
     django-postgres-extra) made it: only those are ever retired. `retiring` says that a rotation
-    had begun to take it off the set. `detached_at` is set once the rotation has finished that.
+    had begun to take it off the set. `detached_at` is set once the rotation has finished that,
+    `archived_at` once a verified copy of it lies in the archive. `held_since` says that it was
+    restored, and that retention leaves it alone until it is released.
     """
 
     table: TableName
@@ -49,6 +55,8 @@ class Partition:
     managed: bool
     retiring: bool = False
     detached_at: datetime | None = None
+    archived_at: datetime | None = None
+    held_since: datetime | None = None
 
     @property
     def is_default(self) -> bool:
@@ -92,13 +100,20 @@ class Settle:
 
 
 @dataclass(frozen=True)
+class Archive:
+    """Write a partition that has left the set to the archive, and verify what was written."""
+
+    partition: Partition
+
+
+@dataclass(frozen=True)
 class Drop:
     """Drop a detached partition whose grace period is over."""
 
     partition: Partition
 
 
-Action = Create | CreateDefault | Finalize | Detach | Settle | Drop
+Action = Create | CreateDefault | Finalize | Detach | Settle | Archive | Drop
 
 
 @dataclass(frozen=True)
@@ -161,8 +176,13 @@ def plan(
         ]
     if retire and config.retention is not None:
         cutoff = config.retention.subtract(config.on_key_axis(now), config.period_zone)
-        actions += [Detach(p) for p in _past_retention(partitions, creates, cutoff)]
-        if config.retention_action is RetentionAction.DROP:
+        settled = [action.partition for action in actions if isinstance(action, Settle)]
+        leaving = _past_retention(partitions, creates, cutoff)
+        actions += [Detach(p) for p in leaving]
+        if config.retention_action is RetentionAction.ARCHIVE:
+            off = [p for p in partitions if p.state is State.DETACHED and p.detached_at is not None]
+            actions += [Archive(p) for p in (*off, *settled, *leaving) if _is_archivable(p, cutoff)]
+        if config.retention_action is not RetentionAction.DETACH:
             actions += [Drop(p) for p in partitions if _is_droppable(config, p, cutoff, now)]
     return Plan(config, tuple(actions))
 
@@ -350,8 +370,23 @@ def _past_retention(
     # the time of the detaches the set has what this plan creates.
     newest = max(ranges, key=lambda item: (sort_key(item[0].upper), sort_key(item[0].lower), item[1].table))
     spare = None if any(create.range.upper > newest[0].upper for create in creates) else newest[1]
-    old = [(r, p) for r, p in ranges if p.managed and p is not spare and r.upper <= cutoff]
+    old = [
+        (r, p)
+        for r, p in ranges
+        if p.managed and p.held_since is None and p is not spare and r.upper <= cutoff
+    ]
     return [p for _, p in sorted(old, key=lambda item: (sort_key(item[0].lower), item[1].table))]
+
+
+def _is_archivable(partition: Partition, cutoff: datetime) -> bool:
+    """Whether a partition that is off the set, or will be by then, lacks a copy in the archive."""
+    return (
+        partition.managed
+        and partition.archived_at is None
+        and partition.held_since is None
+        and partition.range is not None
+        and partition.range.upper <= cutoff
+    )
 
 
 def _is_droppable(config: PartitionConfig, partition: Partition, cutoff: datetime, now: datetime) -> bool:
@@ -360,6 +395,8 @@ def _is_droppable(config: PartitionConfig, partition: Partition, cutoff: datetim
         partition.state is State.DETACHED
         and partition.managed
         and partition.detached_at is not None
+        and partition.held_since is None
+        and (partition.archived_at is not None or config.retention_action is RetentionAction.DROP)
         and partition.range is not None
         and partition.range.upper <= cutoff
         and config.detached_for.add(partition.detached_at, config.zone) <= now

@@ -17,7 +17,8 @@ The JSON that ``--format json`` prints (version 1; keys may be added, none is ta
           "error": null,                    // what stopped this model: {"type": .., "message": ..}
           "actions": [
             {
-              "action": "create",       // create, create default, finalize, detach, settle, drop
+              "action": "create",       // create, create default, finalize, detach, settle,
+                                        // archive, drop, restore, release
               "partition": "public.pypi_upload_y2028",
               "from": "2028-01-01T00:00:00+00:00",  // or "MINVALUE"; null for a default partition
               "to": "2029-01-01T00:00:00+00:00",    // or "MAXVALUE"; null for a default partition

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from django.db import NotSupportedError, models
 
+from django_scaledb.exceptions import DDLError
 from django_scaledb.partitions import catalog, registry
 from django_scaledb.partitions.first import first_partitions
+from django_scaledb.partitions.indexes.builder import Builder, text_of
+from django_scaledb.partitions.indexes.definition import Definition
 from django_scaledb.partitions.options import is_partitioned, options_of
+from django_scaledb.postgres.statements import Step
 
 if TYPE_CHECKING:
     from django.db.backends.postgresql.schema import DatabaseSchemaEditor as _SchemaEditor
@@ -70,6 +75,73 @@ class PartitionedSchemaEditorMixin(_SchemaEditor):
         ):
             # params=None: the text is finished, a "%" in a name is no placeholder.
             self.execute(statement.as_string(None), params=None)
+
+    # -- indexes: what Django's and our concurrent operations call
+
+    def add_index(self, model: type[models.Model], index: models.Index, concurrently: bool = False) -> None:
+        if concurrently and self._has_partitions(model):
+            self._build(model, index)
+        else:
+            super().add_index(model, index, concurrently)
+
+    def remove_index(
+        self, model: type[models.Model], index: models.Index, concurrently: bool = False
+    ) -> None:
+        if concurrently and self._has_partitions(model):
+            self._unbuild(model, index)
+        else:
+            super().remove_index(model, index, concurrently)
+
+    def add_constraint_concurrently(
+        self, model: type[models.Model], constraint: models.UniqueConstraint
+    ) -> None:
+        """Build a unique constraint, partition by partition, while the table is in use."""
+        self._build(model, constraint)
+
+    def remove_constraint_concurrently(
+        self, model: type[models.Model], constraint: models.UniqueConstraint
+    ) -> None:
+        """Drop it under a lock that nobody waits behind for long."""
+        self._unbuild(model, constraint)
+
+    def _has_partitions(self, model: type[models.Model]) -> bool:
+        """What the database says; the model, where there is no table yet (``sqlmigrate``)."""
+        [found] = catalog.read(self.connection, [model._meta.db_table])
+        return is_partitioned(model) if found is None else found.is_partitioned
+
+    def _build(self, model: type[models.Model], wanted: models.Index | models.UniqueConstraint) -> None:
+        builder = self._builder(model, wanted)
+        if builder is None:
+            return
+        if self.collect_sql:
+            self._show(builder.steps_to_add())
+        else:
+            builder.add()
+
+    def _unbuild(self, model: type[models.Model], wanted: models.Index | models.UniqueConstraint) -> None:
+        builder = self._builder(model, wanted)
+        if builder is None:
+            return
+        if self.collect_sql:
+            self._show(builder.steps_to_remove())
+        else:
+            builder.remove()
+
+    def _builder(
+        self, model: type[models.Model], wanted: models.Index | models.UniqueConstraint
+    ) -> Builder | None:
+        """None for what this PostgreSQL does not have, which Django's own operations leave out, too."""
+        definition = Definition.of(wanted, model, self)
+        if definition is None:
+            return None
+        return Builder(self.connection, model._meta.db_table, definition)
+
+    def _show(self, steps: Iterable[Step]) -> None:
+        try:
+            for text in text_of(steps, self.connection):
+                self.execute(text, params=None)
+        except DDLError as error:  # the table is made by a migration before this one
+            self.collected_sql.append(f"-- {error}: the statements depend on its partitions")
 
     def alter_db_table(self, model: type[models.Model], old_db_table: str, new_db_table: str) -> None:
         if not is_partitioned(model) or old_db_table == new_db_table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -12,10 +12,11 @@ from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_scaledb.exceptions import DDLError
-from django_scaledb.partitions import ddl, hooks, inspection
+from django_scaledb.partitions import ddl, hooks, inheritance, inspection
+from django_scaledb.partitions.archive import state, writer
 from django_scaledb.partitions.bounds import Range, label
 from django_scaledb.partitions.catalog import Member, PartitionSet
-from django_scaledb.partitions.config import PartitionConfig
+from django_scaledb.partitions.config import PartitionConfig, RetentionAction
 from django_scaledb.partitions.marker import Marker, MarkState
 from django_scaledb.partitions.plan import (
     Action,
@@ -25,6 +26,7 @@ from django_scaledb.partitions.plan import (
     Drop,
     Finalize,
     Partition,
+    Settle,
     State,
 )
 from django_scaledb.postgres.executor import Guard
@@ -96,7 +98,7 @@ class Worker:
             yield self._create(action)
         elif isinstance(action, CreateDefault):
             table = self._new_name(action)
-            beside = hooks.on_create(self.connection, self.model, table)
+            beside = self._beside(table)
             yield Task(ddl.create_default(self.parent, table, beside=beside))
         else:
             member = self.parent.member(action.partition.table)
@@ -105,8 +107,8 @@ class Worker:
             elif isinstance(action, Finalize):
                 yield from self._finalize(member)
             elif isinstance(action, Drop):
-                yield Task(ddl.drop(member), guard=partial(_still_detached, member))
-            else:
+                yield self._drop(member)
+            elif isinstance(action, Settle):
                 yield from self._settle(member, action.partition.range)
 
     def is_last(self, partition: Partition) -> bool:
@@ -120,14 +122,25 @@ class Worker:
         """Whether a DETACH CONCURRENTLY of `partition` was begun and not finished."""
         return self._state(self.parent.member(partition.table)) is State.DETACH_PENDING
 
+    def forget_archive(self, partition: Partition) -> Step:
+        """Mark a detached table as not archived: its rows are not those in the archive any more."""
+        member = self.parent.member(partition.table)
+        assert member.marker is not None
+        return ddl.mark(member.table, replace(member.marker, archive=None, archived_at=None))
+
     # -- creating
 
     def _create(self, action: Create) -> Task:
         table = self._new_name(action)
         moving = self._moving(table, action.range)
-        beside = hooks.on_create(self.connection, self.model, table)
+        beside = self._beside(table)
         step = ddl.create(self.parent, self.config, action.range, table, moving=moving, beside=beside)
         return Task(step, bounded=not self.drain_default)
+
+    def _beside(self, table: TableName) -> tuple[Statement, ...]:
+        """What the new table is to have of its siblings, and what other features want on it."""
+        own = inheritance.settings(self.connection, self.model, table)
+        return (*own, *hooks.on_create(self.connection, self.model, table))
 
     def _moving(self, table: TableName, wanted: Range) -> tuple[Statement, ...]:
         default = self.parent.default
@@ -193,6 +206,20 @@ class Worker:
         if state is State.DETACH_PENDING:
             return ddl.finalize(self.parent, member)
         return step if state is State.ATTACHED else None
+
+    def _drop(self, member: Member) -> Task:
+        marker = member.marker
+        if marker is None or marker.archive is None:
+            return Task(ddl.drop(member), guard=partial(_still_detached, member))
+        step = ddl.drop(member, beside=[state.dropped(marker.archive, self.now)])
+        if self.config.retention_action is not RetentionAction.ARCHIVE:
+            return Task(step, guard=partial(_still_detached, member))
+
+        def guard(cursor: Any) -> None:
+            _still_detached(member, cursor)
+            writer.require_copy(self.connection, member, cursor)
+
+        return Task(step, guard=guard, bounded=False)
 
     def _settle(self, member: Member, bounds: Range | None) -> Iterator[Task]:
         guard = partial(_retiring_and_off, member)

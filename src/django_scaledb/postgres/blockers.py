@@ -96,7 +96,12 @@ def conflicting(connection: BaseDatabaseWrapper, locks: Iterable[Lock]) -> list[
     return [
         blocker
         for blocker in holders(connection, (lock.table for lock in wanted))
-        if any(lock.table == blocker.table and lock.mode.conflicts_with(blocker.mode) for lock in wanted)
+        if any(
+            lock.table == blocker.table
+            and lock.mode.conflicts_with(blocker.mode)
+            and not (lock.only and blocker.on_partition)
+            for lock in wanted
+        )
     ]
 
 

@@ -74,6 +74,9 @@ class Executor:
     `lock_timeout` is in milliseconds, `deadline` in seconds from entering; each step is tried once
     even behind the deadline. Entering raises `AnotherRunInProgress`. Inside a transaction of the
     caller transactional steps run in a savepoint, others are refused.
+
+    With ``alone=False`` other runs go on meanwhile: for a step of hours behind which nobody queues
+    (CREATE INDEX CONCURRENTLY). Steps with locks that stop others are refused then.
     """
 
     def __init__(
@@ -84,13 +87,15 @@ class Executor:
         lock_timeout: int,
         deadline: float,
         on_wait: Callable[[Waiting], None] = lambda waiting: None,
+        alone: bool = True,
     ) -> None:
         self.connection = connection
+        self._alone = alone
         self._lock_timeout = lock_timeout
         self._deadline = deadline
         self._begun = self._ends = 0.0
         self._on_wait = on_wait
-        self._session = RunSession(connection, f"django_scaledb {command}", patience=deadline)
+        self._session = RunSession(connection, f"django_scaledb {command}", patience=deadline, alone=alone)
         self._watcher: Watcher | None = None
 
     def __enter__(self) -> Self:
@@ -128,6 +133,8 @@ class Executor:
         """
         if not step.transactional and self.connection.in_atomic_block:
             raise DDLError(f"cannot {step.summary} inside a transaction; do it outside atomic()")
+        if not self._alone and any(lock.mode >= LockMode.SHARE for lock in step.locks):
+            raise DDLError(f"cannot {step.summary} beside other runs: it takes a lock that stops others")
         begun = time.monotonic()
         until = self._ends if patience is None else min(self._ends, begun + patience)
         pause = _PAUSES[0]
@@ -193,10 +200,14 @@ class Executor:
             before = _timeouts(cursor) if nested else {}
             for statement in self._prelude(step, queue=queue, bounded=bounded, cursor=cursor):
                 cursor.execute(self._text(statement.query))
+            unasked = [lock for lock in step.nowait if not lock.in_advance]
+            if not queue and conflicting(self.connection, unasked):
+                raise _InTheWay
             if guard is not None:
                 guard(cursor)
-            for statement in step.statements:
-                cursor.execute(self._text(statement.query))
+            texts = [self._text(statement.query) for statement in step.statements]
+            for text in [";\n".join(texts)] if step.together else texts:
+                cursor.execute(text)
             for name, value in before.items():  # SET LOCAL would last until the caller's COMMIT
                 cursor.execute("SELECT set_config(%s, %s, true)", [name, value])
 
@@ -236,11 +247,15 @@ class Executor:
 
     def _let_pass(self, step: Step, until: float) -> None:
         """Wait until nobody who is in the way now is still there; those who come later do not count."""
+        begun = time.monotonic()
         first = {blocker.transaction for blocker in self._look(step)}
         pause = 0.01
         while first:
             time.sleep(pause)
-            first &= {blocker.transaction for blocker in self._look(step)}
+            there = [blocker for blocker in self._look(step) if blocker.transaction in first]
+            first = {blocker.transaction for blocker in there}
+            if there:
+                self._on_wait(Waiting(step.summary, time.monotonic() - begun, tuple(there)))
             if first and time.monotonic() + pause >= until:
                 raise _InTheWay
             pause = min(pause * 2, 0.2)
@@ -264,7 +279,10 @@ class Executor:
 
     @property
     def _pid(self) -> int:
-        return self.connection.connection.info.backend_pid  # type: ignore[no-any-return]
+        # Not what the driver was told when it connected: a pooler makes that up.
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            return int(cursor.fetchone()[0])
 
     def _get_watcher(self) -> Watcher | None:
         if self._watcher is None or self._watcher.is_closed:
@@ -291,7 +309,8 @@ class Executor:
         if state == _INSUFFICIENT_PRIVILEGE:
             return DDLError(
                 f"cannot {step.summary}: {message(error)} (connected as {self._role()!r}); this takes the "
-                "rights of the table's owner, and CREATE on its schema: connect as the owner, or GRANT them"
+                "rights of the table's owner, CREATE on its schema and TEMPORARY on the database: connect as "
+                "the owner, or GRANT them"
             )
         if state == _QUERY_CANCELED and step.transactional:
             return DDLError(
@@ -327,19 +346,20 @@ def prelude(
     yield Statement(_set_local("statement_timeout", WORK_SECONDS * 1000 if bounded else 0))
     yield Statement(_set_local("lock_timeout", lock_timeout))
     for lock in sorted(step.locks, key=lambda lock: lock.table):
-        if lock.table not in tables and lock.mode is LockMode.SHARE_UPDATE_EXCLUSIVE:
+        weak = lock.in_advance and lock.mode is LockMode.SHARE_UPDATE_EXCLUSIVE
+        if weak and lock.table not in tables:
             yield Statement(_LOCK_ONLY.format(lock.table.sql, sql.SQL(lock.mode.sql)), (lock,))
     yield Statement(_set_local("lock_timeout", min(QUEUE_MS, lock_timeout)))
     for lock in strong:
         if allowed is None or lock.table in allowed:
-            suffix = sql.SQL(" NOWAIT" if nowait else "")
-            yield Statement(_LOCK.format(lock.table.sql, sql.SQL(lock.mode.sql), suffix), (lock,))
+            only, suffix = sql.SQL("ONLY " if lock.only else ""), sql.SQL(" NOWAIT" if nowait else "")
+            yield Statement(_LOCK.format(only, lock.table.sql, sql.SQL(lock.mode.sql), suffix), (lock,))
 
 
 # A lock on the table that is altered must not go down to its partitions; one on either end of a
 # foreign key does go down with the statements that follow.
 _LOCK_ONLY = sql.SQL("LOCK TABLE ONLY {} IN {} MODE")
-_LOCK = sql.SQL("LOCK TABLE {} IN {} MODE{}")
+_LOCK = sql.SQL("LOCK TABLE {}{} IN {} MODE{}")
 
 
 def script(step: Step, lock_timeout: int) -> Iterator[Statement]:

@@ -61,13 +61,15 @@ _CONFLICTS = _conflicts()
 class Lock:
     """The strongest lock that a statement takes on one table.
 
-    `in_advance` says whether LOCK TABLE can ask for it before the statement does: not of a sequence,
-    and of a view it would go down to all its tables.
+    `in_advance` says whether LOCK TABLE can ask for it before the statement does: not of a sequence
+    or an index, and of a view it would go down to all its tables. `only` says that the statement
+    leaves the table's partitions alone (``ON ONLY``).
     """
 
     table: TableName
     mode: LockMode
     in_advance: bool = True
+    only: bool = False
 
     def __str__(self) -> str:
         return f"{self.mode.sql} on {self.table}"

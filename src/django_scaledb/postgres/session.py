@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Self
 
 from django.db import DatabaseError, InterfaceError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_scaledb.exceptions import AnotherRunInProgress, DDLError
+from django_scaledb.postgres.pooling import require_session
 
 RUN_LOCK = (0x5CA1EDB, 1)
 """The advisory lock (two-key form, per database) that a run holds: pg_locks.classid and objid."""
@@ -35,11 +37,16 @@ _WANTED = {
 class RunSession:
     """Prepares a Django connection for a run, and sets everything back (a context manager).
 
+    With ``alone=False`` it does without the run's lock.
+
     Entering raises `AnotherRunInProgress` when another run does not end within
     `OTHER_RUN_SECONDS`. Inside a transaction of the caller the run's lock is kept until that ends.
     """
 
-    def __init__(self, connection: BaseDatabaseWrapper, name: str, *, patience: float) -> None:
+    def __init__(
+        self, connection: BaseDatabaseWrapper, name: str, *, patience: float, alone: bool = True
+    ) -> None:
+        self._alone = alone
         self.connection = connection
         self._name = name
         self._patience = min(patience, OTHER_RUN_SECONDS)
@@ -57,7 +64,8 @@ class RunSession:
             self._found = dict(cursor.fetchall())
         try:
             self._set({"application_name": self._name} | {k: v for k, v in _WANTED.items() if v is not None})
-            self._take_run_lock()
+            if self._alone:
+                self._take_run_lock()
         except BaseException:
             self.__exit__()
             raise
@@ -69,7 +77,7 @@ class RunSession:
             return
         # A connection that died has taken all of it along, and so has a transaction of the caller.
         with suppress(DatabaseError, InterfaceError):
-            if not self.connection.in_atomic_block:
+            if self._alone and not self.connection.in_atomic_block:
                 with self.connection.cursor() as cursor:
                     cursor.execute("SELECT pg_advisory_unlock(%s, %s)", RUN_LOCK)
             self._set(found)
@@ -91,6 +99,8 @@ class RunSession:
             )
         if not connection.in_atomic_block and not connection.get_autocommit():
             raise DDLError(f"the connection {connection.alias!r} is not in autocommit mode")
+        if not connection.in_atomic_block:
+            require_session(connection)
 
     def _set(self, values: dict[str, str]) -> None:
         with self.connection.cursor() as cursor:
@@ -131,3 +141,30 @@ class RunSession:
         pid, name, seconds = row
         since = f", connected for {seconds:.0f} s" if seconds is not None else ""
         return f'pid {pid}, application_name "{name or ""}"{since}'
+
+
+@contextmanager
+def only_one(connection: BaseDatabaseWrapper, key: tuple[int, int], what: str) -> Iterator[None]:
+    """Hold the advisory lock `key` while the block runs; it goes with the session of a killed run.
+
+    Raises `AnotherRunInProgress`, which says `what` the other one is doing, when it is not set free
+    within `OTHER_RUN_SECONDS`.
+    """
+
+    def ask(function: str) -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {function}(%s, %s)", key)
+            return bool(cursor.fetchone()[0])
+
+    until = time.monotonic() + OTHER_RUN_SECONDS
+    while not ask("pg_try_advisory_lock"):
+        if time.monotonic() >= until:
+            raise AnotherRunInProgress(f"another session is {what}; run again when it has ended")
+        time.sleep(_OTHER_RUN_POLL_SECONDS)
+    try:
+        yield
+    finally:
+        raw = connection.connection
+        if raw is not None and not raw.closed:
+            with suppress(DatabaseError, InterfaceError):  # a session that died has set it free
+                ask("pg_advisory_unlock")

@@ -38,6 +38,8 @@ class Watcher:
         for name in ("cursor_factory", "context", "prepare_threshold"):
             parameters.pop(name, None)
         self._session = psycopg.connect(**parameters, autocommit=True)
+        # Not what instruments psycopg may have put there: a hundred looks a second are no use in a trace.
+        self._session.cursor_factory = psycopg.Cursor
 
     @contextmanager
     def watch(self, pid: int) -> Iterator[Watch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 else:
     _DatabaseWrapper = object
 
+_NOTHING = nullcontext()
 #: Seconds; libpq waits two at least.
 _CONNECT_TIMEOUT = 2
 #: Seconds that a replica's pool has for finding a connection.
@@ -91,7 +93,15 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
             params.setdefault("connect_timeout", _CONNECT_TIMEOUT)
             # Where the network drops packets; for a host that stands still the monitor looks.
             params.setdefault("tcp_user_timeout", _CONNECT_TIMEOUT * 1000)
+        if (mixin := self._routing_cursor_mixin()) is not None:
+            # Below what instruments psycopg, which puts its own class on top of this one.
+            params["cursor_factory"] = with_mixin(mixin, params["cursor_factory"])
         return params
+
+    def _routing_cursor_mixin(self) -> type | None:
+        if self.routing_set is not None:
+            return TrackingCursorMixin
+        return PositionCursorMixin if self.routing_replica is not None else None
 
     @property
     def pool(self) -> Any:
@@ -149,7 +159,10 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
         if self.routing_set is None or self.connection is None:
             super()._commit()
             return
-        with debug_transaction(self, "COMMIT"), self.wrap_database_errors:
+        with (
+            debug_transaction(self, "COMMIT") if self.queries_logged else _NOTHING,
+            self.wrap_database_errors,
+        ):
             done = self.routing_writes.commit(self.connection)
         if not done:
             super()._commit()
@@ -164,7 +177,7 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
         members, replica = self.routing_set, self.routing_replica
         if name or (members is None and replica is None):
             return super().create_cursor(name)
-        # Here and not in the connection's parameters: routing may have been told of it since it was made.
+        # Again: routing may have been told of the connection since it was made.
         mixin = TrackingCursorMixin if members is not None else PositionCursorMixin
         self.connection.cursor_factory = with_mixin(mixin, self.connection.cursor_factory)
         cursor = super().create_cursor(name)

@@ -73,7 +73,7 @@ class ReadYourWritesMiddleware:
     def _open(self, request: HttpRequest) -> Frame:
         """A scope of this request alone; what the same thread did before does not matter to this client."""
         outer = frame()
-        scope = Scope(dict(outer.scope.positions) if outer.is_request else None)
+        scope = Scope(outer.scope.positions if outer.is_request else None)
         for value in (request.COOKIES.get(COOKIE), request.headers.get(HEADER)):
             if value:
                 scope.accept(_unsign(value))

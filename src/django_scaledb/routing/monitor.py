@@ -1,9 +1,10 @@
 """The monitor: one thread of each process that reads, which asks every server of a set how it is.
 
-It holds one connection to each server, and asks every ``POLL_INTERVAL`` seconds, at once when its connection
-ends or a read failed, and up to a hundred times a second while somebody waits for a replica to replay
-something. A server that does not answer within ``READ_DEADLINE`` seconds is frozen: the sockets of its
-connections are shut down, so that reads in flight fail, and go elsewhere.
+It holds one connection to each server, and asks every ``POLL_INTERVAL`` seconds, and at once when its
+connection ends or a read failed. While somebody waits for a replica to replay something, the replicas
+are asked after one millisecond, then less and less often, and a hundred times a second at most on average. A
+server that does not answer within ``READ_DEADLINE`` seconds is frozen: the sockets of its connections are
+shut down, so that reads in flight fail, and go elsewhere.
 
 The thread starts with the first routed read and ends with the process; a forked child starts its own.
 """
@@ -30,8 +31,14 @@ from django_scaledb.routing.token import Layout, parse_lsn
 logger = logging.getLogger("django_scaledb.routing")
 _Connection = psycopg.AsyncConnection[TupleRow]
 
-#: At most so often a server is asked, in seconds, however many wait.
+#: At most so often a server is asked on average, in seconds, however many wait.
 _FASTEST = 0.01
+#: A replay that somebody waits for is mostly a matter of a millisecond: so soon a replica is asked again, and
+#: each time half as long again after that.
+_SOONEST = 0.001
+_SLOWER = 1.5
+#: So many questions a replica may be asked sooner than `_FASTEST`, if it was left in peace before.
+_BURST = 16
 #: So long somebody who waited for a replica is taken to be waiting still.
 _DEMAND = 0.1
 _CONNECT_DEADLINE = 2.0
@@ -77,21 +84,26 @@ class Monitor:
             self._loop.close()
 
     def _begin(self, members: ReplicaSet) -> None:
-        wakers = []
         primary = _PrimaryWatch(members)
-        for watch in (primary, *(_ReplicaWatch(members, r, primary) for r in members.replicas.values())):
+        replicas = [_ReplicaWatch(members, replica, primary) for replica in members.replicas.values()]
+        for watch in (primary, *replicas):
             self._watches[watch] = self._loop.create_task(watch.run())
-            wakers.append(watch.wake)
-        last = 0.0
+        last = {True: 0.0, False: 0.0}
 
-        def wake() -> None:
-            # Called by threads that read: not more than a hundred times a second.
-            nonlocal last
+        def wake(all_servers: bool) -> None:
+            # Called by threads that read: not more often than it helps.
             now = time.monotonic()
-            if now - last >= _FASTEST:
-                last = now
-                with suppress(RuntimeError):  # the loop has ended
-                    self._loop.call_soon_threadsafe(lambda: [each() for each in wakers])
+            if all_servers:
+                if now - last[True] < _FASTEST:
+                    return
+                wakers = [primary.wake, *(each.wake for each in replicas)]
+            else:
+                if now - last[False] < _SOONEST or all(each.hurries for each in replicas):
+                    return
+                wakers = [each.hurry for each in replicas]
+            last[all_servers] = now
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(lambda: [each() for each in wakers])
 
         members.wake = wake
 
@@ -150,7 +162,9 @@ class _Watch:
                     if self._stopped.is_set():
                         break
                     if not isinstance(error, psycopg.Error | OSError):
-                        logger.exception("the monitor stumbled over %s", self.alias)
+                        logger.exception(
+                            "the monitor stumbled over %s", self.alias, extra={"alias": self.alias}
+                        )
                     self.failed(_first_line(error))
                 await self._pause(time.monotonic() - begun)
         finally:
@@ -165,6 +179,8 @@ class _Watch:
             self.connection = connection = await asyncio.wait_for(
                 psycopg.AsyncConnection.connect(**found), max(deadline, _CONNECT_DEADLINE)
             )
+            # Not what instruments psycopg may have put there: several looks a second are no use in a trace.
+            connection.cursor_factory = psycopg.AsyncCursor
             await self._within(self.connected(connection), deadline)
         await self._within(self.ask(connection), deadline)
 
@@ -172,6 +188,7 @@ class _Watch:
         """Until the next round is due; less when it is wanted, or when the connection ends."""
         connection = self.connection
         loop = asyncio.get_running_loop()
+        hurry = self._hurry()
         wait = self.members.config.poll_interval
         if time.monotonic() < self._demand_until:
             wait = _FASTEST
@@ -180,16 +197,22 @@ class _Watch:
             descriptor = connection.fileno()
             loop.add_reader(descriptor, self._woken.set)
         try:
-            if wait > _FASTEST:
+            if hurry is None and wait > _FASTEST:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._woken.wait(), wait)
+                hurry = self._hurry()
             # Also after a call: not too often.
-            if (rest := _FASTEST - spent) > 0:
+            rest = _FASTEST - spent if hurry is None else hurry
+            if rest > 0:
                 await asyncio.sleep(rest)
         finally:
             if descriptor >= 0:
                 loop.remove_reader(descriptor)
             self._woken.clear()
+
+    def _hurry(self) -> float | None:
+        """In how many seconds somebody who waits wants the next look; None when nobody waits."""
+        return None
 
     async def _disconnect(self) -> None:
         connection, self.connection = self.connection, None
@@ -257,7 +280,33 @@ class _ReplicaWatch(_Watch):
         super().__init__(members, replica.alias)
         self.replica = replica
         self.primary = primary
+        #: Somebody waits for a replay, and it is looked for.
+        self.hurries = False
         self._was_away = False
+        self._away_since = 0.0
+        self._step = 0.0
+        self._credit = float(_BURST)
+        self._credit_at = 0.0
+
+    def hurry(self) -> None:
+        self._woken.set()
+
+    def _hurry(self) -> float | None:
+        members, now = self.members, time.monotonic()
+        began = not self.hurries
+        self.hurries = self.replica.floor < members.wanted and now < members.wanted_at + _DEMAND
+        if not self.hurries:
+            return None
+        self._credit = min(_BURST, self._credit + (now - self._credit_at) / _FASTEST)
+        self._credit_at = now
+        if began:
+            self._step = 0.0
+        else:
+            self._step = min(_FASTEST, self._step * _SLOWER or _SOONEST)
+        if self._credit < 1:
+            return _FASTEST
+        self._credit -= 1
+        return self._step
 
     async def run(self) -> None:
         # A replica is judged by the primary's position: that one first, unless it does not answer.
@@ -288,6 +337,12 @@ class _ReplicaWatch(_Watch):
         self._looked()
 
     def failed(self, why: str) -> None:
+        now = time.monotonic()
+        if not self._was_away:
+            self._away_since = now
+        elif now - self._away_since >= self.members.config.read_deadline:
+            # A pooler refuses new clients at once, and lets a read wait that came just before.
+            sockets.shut_down(self.alias)
         self._was_away = True
         self.members.replica_out(self.replica, why, forget=True)
         self._looked()

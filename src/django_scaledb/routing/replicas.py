@@ -13,14 +13,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from operator import length_hint
 from typing import TYPE_CHECKING
 
 from django_scaledb.routing import policy
 from django_scaledb.routing.config import SetConfig
+from django_scaledb.routing.lag import LagHistory
 from django_scaledb.routing.policy import Candidate, Reason
-from django_scaledb.routing.token import USUAL_LAYOUT, Layout, Position
+from django_scaledb.routing.token import UNREACHABLE, Identity, Layout, Position
 
 if TYPE_CHECKING:
     from django_scaledb.routing.simulation import SimulatedLag
@@ -38,15 +38,6 @@ _LONGEST_QUARANTINE = 8.0
 _FORGIVEN_AFTER = 30.0
 
 
-@dataclass
-class Identity:
-    """Of a primary's log: whose it is, and how positions in it are read."""
-
-    system: int = 0
-    timeline: int = 0
-    layout: Layout = USUAL_LAYOUT
-
-
 class Replica:
     """One replica as this process last saw it. `why_out` is empty while it may serve reads."""
 
@@ -57,6 +48,8 @@ class Replica:
         self.floor = 0
         self.lag: float | None = None
         self.latency = 0.0
+        #: What was seen of it in the last minutes.
+        self.past = LagHistory()
         #: The monitor had no answer in time, and has had none since.
         self.is_frozen = False
         #: When the monitor last found it after it was away.
@@ -78,8 +71,9 @@ class Replica:
 class ReplicaSet:
     """A primary and its replicas.
 
-    `picks` are the next choices, drawn in advance (none when no replica is healthy); `choices` the same and a
-    position that all in it have replayed: one attribute, so that the two always belong together.
+    `picks` are the next choices, drawn in advance (none when no replica is healthy); `choices` the same, a
+    position that all in it have replayed, and whose log it is in: one attribute, so that they always belong
+    together.
     """
 
     def __init__(self, config: SetConfig, start: Callable[[ReplicaSet], None]) -> None:
@@ -91,8 +85,11 @@ class ReplicaSet:
         self.primary_seen_at = float("-inf")
         self.primary_problem = UNKNOWN
         self.history = policy.PrimaryHistory(max(60.0, 3 * config.max_lag))
-        #: Set when somebody waits for a replica to replay something, or saw one fail.
-        self.wake: Callable[[], None] | None = None
+        #: Has the monitor look at once: at all servers or, when somebody waits for a replay, at replicas.
+        self.wake: Callable[[bool], None] | None = None
+        #: What somebody waits for, and since when nobody asked again.
+        self.wanted = 0
+        self.wanted_at = float("-inf")
         self.started = False
         self.ready = threading.Event()
         self.is_test_mirror = False
@@ -101,7 +98,7 @@ class ReplicaSet:
         #: Stands in for the servers, in tests.
         self.simulation: SimulatedLag | None = None
         self.picks: Iterator[str] = iter(())
-        self.choices: tuple[Iterator[str], int] = self.picks, 0
+        self.choices: tuple[Iterator[str], int, int, int] = self.picks, 0, 0, 0
         self._drawn = 0
         self._taken = 0
         self.candidates: tuple[Candidate, ...] = ()
@@ -150,16 +147,18 @@ class ReplicaSet:
             if (known.system, known.timeline) != (system, timeline):
                 for replica in self.replicas.values():
                     replica.floor = 0  # counted in a log that is over
-                self.publish()
+                self.wanted = 0
                 if known.timeline:
                     logger.warning(
                         "%s is on timeline %s of cluster %s now; it was on timeline %s of cluster %s",
                         self.primary, timeline, system, known.timeline, known.system,
+                        extra=self._fields(timeline=timeline, system=system),
                     )  # fmt: skip
                     self._has_changed = True
                 self.history.clear()
             self.identity = Identity(system, timeline, layout)
             self.identity_known_at = time.monotonic()
+            self.publish()
 
     def primary_at(self, lsn: int, when: float, floors: Mapping[str, int]) -> None:
         """At `when` all of the primary's log before `lsn` was on its disk, and replicas could have it.
@@ -184,10 +183,20 @@ class ReplicaSet:
     def _primary_state(self, why: str) -> None:
         if why != self.primary_problem:
             if why:
-                logger.warning("primary %s cannot be asked for its position: %s", self.primary, why)
+                fields = self._fields(state="out", reason=why)
+                logger.warning(
+                    "primary %s cannot be asked for its position: %s", self.primary, why, extra=fields
+                )
             elif self.primary_problem != UNKNOWN:
-                logger.info("primary %s answers again", self.primary)
+                logger.info("primary %s answers again", self.primary, extra=self._fields(state="ok"))
         self.primary_problem = why
+
+    def _fields(self, replica: Replica | None = None, **fields: object) -> dict[str, object]:
+        """What a log record says besides its sentence."""
+        server: dict[str, object] = {"alias": self.primary, "role": "primary"}
+        if replica is not None:
+            server = {"alias": replica.alias, "role": "replica", "lag": replica.lag}
+        return {"primary": self.primary, **server, **fields}
 
     def replica_at(
         self, replica: Replica, lsn: int, *, own_lag: float | None, latency: float, age: float | None = None
@@ -256,19 +265,31 @@ class ReplicaSet:
         return Position(identity.system, identity.timeline, lsn)
 
     def nudge(self) -> None:
-        """Ask the monitor to look at once."""
+        """Ask the monitor to look at all servers at once."""
         if self.wake is not None:
-            self.wake()
+            self.wake(True)
+
+    def wait_for(self, lsn: int) -> None:
+        """A read went to the primary because no replica has replayed `lsn`: have the monitor watch for it."""
+        if lsn == UNREACHABLE:
+            return
+        self.wanted_at = time.monotonic()
+        if lsn > self.wanted:
+            self.wanted = lsn
+        if self.wake is not None:
+            self.wake(False)
 
     # -- what follows from it
 
     def _judge(self, replica: Replica, why_out: str) -> None:
         before, replica.why_out = replica.why_out, why_out
+        replica.past.add(time.monotonic(), replica.lag, out=bool(why_out))
         if bool(before) != bool(why_out) or (before == UNKNOWN and why_out):
             if why_out:
-                logger.warning("replica %s is out: %s", replica.alias, why_out)
+                fields = self._fields(replica, state="out", reason=why_out)
+                logger.warning("replica %s is out: %s", replica.alias, why_out, extra=fields)
             else:
-                logger.info("replica %s is in use", replica.alias)
+                logger.info("replica %s is in use", replica.alias, extra=self._fields(replica, state="ok"))
         self.publish()
 
     def publish(self) -> None:
@@ -279,12 +300,16 @@ class ReplicaSet:
             drawn = policy.deck(self.candidates, self.rng) * _DECKS
             self._drawn = len(drawn)
             self.picks = iter(drawn)
-            self.choices = self.picks, self._lowest_floor()
+            self._publish_choices()
 
     def _publish_floor(self) -> None:
         with self.lock:
             self._refresh_candidates()
-            self.choices = self.picks, self._lowest_floor()
+            self._publish_choices()
+
+    def _publish_choices(self) -> None:
+        identity = self.identity
+        self.choices = self.picks, self._lowest_floor(), identity.system, identity.timeline
 
     def _refresh_candidates(self) -> None:
         self.candidates = tuple(

@@ -43,20 +43,20 @@ class ReplicaRouter:
 
     def db_for_read(self, model: type[Model], **hints: Any) -> str | None:
         # The short cut: `policy.decide` would say the same.
-        members = _by_model.get(model)
-        if members is not None and not (open_anywhere and thread.open):
-            unless = (_current_frame() or outermost()).unless
-            alias = None
-            if not unless:
-                alias = next(members.picks, None)
-            else:
-                picks, floor = members.choices
-                identity = members.identity
-                position = unless.get(identity.system)
-                if position is not None and position[2] <= floor and position[1] == identity.timeline:
-                    alias = next(picks, None)
-            if alias is not None:
-                return alias
+        if not (open_anywhere and thread.open) and (frame := _current_frame()) is not None:
+            try:
+                members = _by_model[model]
+                if not (unless := frame.unless):
+                    for alias in members.picks:
+                        return alias
+                elif not frame.scope.unread:
+                    picks, floor, system, timeline = members.choices
+                    _, line, lsn = unless[system]
+                    if lsn <= floor and line == timeline:
+                        for alias in picks:
+                            return alias
+            except KeyError:
+                pass  # a model that was never met, or a log that is not this set's
         return self._read(model)
 
     def db_for_write(self, model: type[Model], **hints: Any) -> str | None:
@@ -97,7 +97,11 @@ class ReplicaRouter:
         members, decision = self.decide(model)
         members.reasons[decision.reason] += 1
         if decision.reason is Reason.NOT_REPLAYED:
-            members.nudge()
+            required, _ = requirement(members, _current_frame() or outermost())
+            if required is None:
+                members.nudge()
+            else:
+                members.wait_for(required)
         if decision.candidates:
             if length_hint(members.picks) == 0:
                 members.publish()

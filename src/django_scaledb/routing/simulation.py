@@ -107,7 +107,7 @@ def simulated_lag(seconds: float | None = None, *, primary: str = "default") -> 
     lag = SimulatedLag(members, seconds)
     members.is_test_mirror, members.started = False, True
     members.simulation = lag
-    members.wake, wake = lag.look, members.wake
+    members.wake, wake = lambda _: lag.look(), members.wake
     members.ready.set()
     registries.changed()
     outer = state.frame()

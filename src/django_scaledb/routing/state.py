@@ -13,65 +13,104 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import wraps
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 from asgiref.sync import SyncToAsync, iscoroutinefunction
 
 from django_scaledb.routing.policy import Mode
-from django_scaledb.routing.token import Position, decode, encode, later
+from django_scaledb.routing.token import Identity, Position, decode, encode, later
 
 _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
 
-class Scope:
-    """The positions, by system identifier, that whoever shares this scope must not read before."""
+#: A `Position` that the router takes apart faster.
+_Plain = tuple[int, int, int]
+#: Writes of a scope are read all at once when there are so many.
+_UNREAD = 256
 
-    __slots__ = ("own", "positions", "since", "written")
+
+class Scope:
+    """The positions, by system identifier, that whoever shares this scope must not read before.
+
+    A write leaves its position as PostgreSQL sent it: what it says matters to the next read only, and of many
+    writes only the last one's does.
+    """
+
+    __slots__ = ("known", "lock", "own", "since", "unread", "written")
 
     def __init__(self, positions: dict[int, Position] | None = None) -> None:
-        self.positions: dict[int, Position] = positions or {}
+        #: Not empty when anything was written or seen; complete when `unread` is empty.
+        self.known: dict[int, _Plain] = {}
+        self._add(self.known, (positions or {}).values())
+        #: By which thread, in whose log, where.
+        self.unread: list[tuple[int, Identity, bytes | None]] = []
+        self.lock = threading.Lock()
         #: Those that were reached here and did not come from outside.
-        self.own: dict[int, Position] = {}
+        self.own: dict[int, _Plain] = {}
         self.written = False
         self.since = time.monotonic()
 
-    def advance(self, position: Position) -> None:
-        """From now on no read here comes before `position`."""
-        self._add(self.positions, position)
-        self._add(self.own, position)
+    @property
+    def positions(self) -> dict[int, Position]:
+        if self.unread:
+            self._read()
+        return {system: Position(*position) for system, position in self.known.copy().items()}
 
-    def wrote(self, position: Position) -> None:
-        """`advance` for a write of ours."""
+    def advance(self, *positions: Position) -> None:
+        """From now on no read here comes before these."""
+        with self.lock:
+            self._add(self.known, positions)
+            self._add(self.own, positions)
+
+    def wrote(self, identity: Identity, text: bytes | None) -> None:
+        """A write of ours ended at `text` in the log of `identity`; None when nobody could ask."""
         self.written = True
-        known = self.positions.get(position[0])
-        if known is None or position[1:] > known[1:]:
-            self.positions[position[0]] = self.own[position[0]] = position
+        self.unread.append((get_ident(), identity, text))
+        if not self.known:
+            self.known[identity.system] = (identity.system, identity.timeline, 0)
+        elif len(self.unread) >= _UNREAD:
+            self._read()
+
+    def _read(self) -> None:
+        with self.lock:
+            unread = self.unread[:]
+            # What one thread writes ends ever later.
+            last = {(by, identity.system): (identity, text) for by, identity, text in unread}
+            positions = [identity.position(text) for identity, text in last.values()]
+            self._add(self.known, positions)
+            self._add(self.own, positions)
+            # Last: who finds nothing unread believes what is known.
+            del self.unread[: len(unread)]
 
     def absorb(self, other: Scope) -> None:
         """Take over what was reached in `other`, a block that ends."""
-        for position in list(other.own.values()):
-            self.advance(position)
+        if other.unread:
+            other._read()
+        self.advance(*(Position(*position) for position in other.own.values()))
         self.written = self.written or other.written
 
     def accept(self, token: object) -> None:
         """Take a token from outside; what is none is ignored."""
-        for position in decode(token):
-            self._add(self.positions, position)
+        with self.lock:
+            self._add(self.known, decode(token))
         self.since = time.monotonic()
 
     @staticmethod
-    def _add(positions: dict[int, Position], position: Position) -> None:
-        positions[position.system] = later(positions.get(position.system), position)
+    def _add(to: dict[int, _Plain], positions: Iterable[Position]) -> None:
+        for system, timeline, lsn in positions:
+            to[system] = later(to.get(system), (system, timeline, lsn))
 
 
 #: Not empty, and not the position of any cluster.
-_A_MODE = {-1: Position(-1, 0, 0)}
+_A_MODE = {-1: (-1, 0, 0)}
 
 
 class Frame:
@@ -91,7 +130,7 @@ class Frame:
         self.scope = scope
         self.mode = mode
         #: What keeps the router from its short cut: positions, which may be none, or that there is a mode.
-        self.unless = scope.positions if mode is None else _A_MODE
+        self.unless = scope.known if mode is None else _A_MODE
         self.parent = parent
         self.owner = owner
         self.is_request = is_request
@@ -304,7 +343,7 @@ class use_token(Block):
 
     def _open(self) -> Frame:
         outer = frame()
-        scope = Scope(dict(outer.scope.positions))
+        scope = Scope(outer.scope.positions)
         scope.accept(self.token)
         return Frame(scope, outer.mode, outer, self)
 
@@ -320,3 +359,18 @@ def current_token() -> str:
     JSON, headers and job arguments can carry it as it is. Writes of a transaction count once it is committed.
     """
     return encode(frame().scope.positions.values())
+
+
+def _after_fork_in_child() -> None:
+    """Another thread of the parent may have held a lock."""
+    scopes = {id(_event_loops.scope): _event_loops.scope}
+    for innermost in (current.get(), thread.frame):
+        each = innermost
+        while each is not None:
+            scopes[id(each.scope)] = each.scope
+            each = each.parent
+    for scope in scopes.values():
+        scope.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

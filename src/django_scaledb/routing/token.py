@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+_P = TypeVar("_P", bound=tuple[int, int, int])
 
 #: Stands for a position that is not known: no replica ever reaches it.
 UNREACHABLE = 0xFFFF_FFFF_FFFF_FFFF
@@ -41,10 +44,6 @@ class Position(NamedTuple):
 
     def __str__(self) -> str:
         return f"{format_lsn(self.lsn)} (timeline {self.timeline})"
-
-
-#: ``new_position(Position, (system, timeline, lsn))`` for where a microsecond matters.
-new_position = tuple.__new__
 
 
 def parse_lsn(text: str | bytes) -> int:
@@ -79,7 +78,21 @@ def reachable(lsn: int, layout: Layout = USUAL_LAYOUT) -> int:
     return lsn
 
 
-def later(one: Position | None, other: Position) -> Position:
+@dataclass(frozen=True)
+class Identity:
+    """Of a primary's log: whose it is, and how positions in it are read."""
+
+    system: int = 0
+    timeline: int = 0
+    layout: Layout = USUAL_LAYOUT
+
+    def position(self, text: bytes | None) -> Position:
+        """Where a write ended whose insert position PostgreSQL gave as `text`; None: nobody could ask."""
+        lsn = UNREACHABLE if text is None else reachable(parse_lsn(text), self.layout)
+        return Position(self.system, self.timeline, lsn)
+
+
+def later(one: _P | None, other: _P) -> _P:
     """Of two positions of one cluster the one that is further on; a newer timeline is further on."""
     return other if one is None or other[1:] > one[1:] else one
 

@@ -20,6 +20,7 @@ _HOMES = {
     "ClusterError": "errors",
     "Node": "node",
     "PostgresNotFound": "errors",
+    "assert_pruned": ".partitions.assertions",
     "assert_same_totals": "counters",
     "ephemeral_databases": "ephemeral",
     "simulated_lag": ".routing.simulation",

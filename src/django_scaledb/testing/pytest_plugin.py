@@ -4,6 +4,7 @@
 ``scaledb_fresh_cluster``    one of its own for this test, which may destroy it; the marker
                              ``@pytest.mark.scaledb_cluster(standbys=2, settings={...})`` says more
 ``scaledb_lag``              replicas that stand still, without a standby: see `simulated_lag`
+``scaledb_only_pruned``      the test fails when one of its queries reads every partition of a model
 ``scaledb_cluster_factory``  ``factory(standbys=2, ...)`` starts one more, for the whole session
 
 Nothing is imported or started until a test asks for a fixture. Where no PostgreSQL is found these tests are
@@ -83,3 +84,24 @@ def scaledb_lag() -> Iterator[Any]:
     simulated_lag = import_module("django_scaledb.testing").simulated_lag
     with simulated_lag() as lag:
         yield lag
+
+
+@pytest.fixture
+def scaledb_only_pruned() -> Iterator[list[str]]:
+    """The test fails when one of its queries reads every partition, whatever became of its result.
+
+    The value is the list of complaints so far. Queries inside ``allow_unpruned()`` do not count.
+    """
+    watched = import_module("django_scaledb.partitions.watching").watched
+    complaints: list[str] = []
+    with watched(lambda asked: complaints.extend(asked.unpruned())):
+        yield complaints
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    yield
+    complaints = getattr(item, "funcargs", {}).get("scaledb_only_pruned")
+    if complaints:
+        text = "\n".join(dict.fromkeys(complaints))
+        pytest.fail(f"not pruned:\n{text}", pytrace=False)

@@ -7,8 +7,10 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from django_scaledb import runs
 from django_scaledb.counters import rebuild
 from django_scaledb.management._counters import CounterCommand
+from django_scaledb.management._runs import check_outcome, home
 
 
 class Command(CounterCommand):
@@ -41,6 +43,7 @@ class Command(CounterCommand):
             results.append(finding.as_json())
             if options["format"] == "text":
                 self._write(finding, options["verbosity"])
+        runs.write_down(home(using), runs.CHECK_COUNTERS, map(check_outcome, results))
         if options["format"] == "json":
             self.stdout.write(json.dumps({"ok": ok, "counters": results}, indent=2, ensure_ascii=False))
         if not ok:

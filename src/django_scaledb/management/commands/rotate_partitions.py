@@ -9,7 +9,9 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from django_scaledb import runs
 from django_scaledb.management._command import MaintenanceCommand, moment
+from django_scaledb.management._runs import home, rotation_outcomes
 from django_scaledb.partitions import maintenance
 
 
@@ -41,4 +43,7 @@ class Command(MaintenanceCommand):
                 command="rotate_partitions",
                 listener=listener,
             )
+        if not report.dry_run:
+            labels = [model._meta.label for model in models]
+            runs.write_down(home(options["using"]), runs.ROTATE, rotation_outcomes(report, labels))
         self.finish(report, options)

@@ -103,7 +103,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     partition, size = row.partition, row.size
     bounds = partition.range
     lower, upper = (show(bounds.lower), show(bounds.upper)) if bounds else ("", "")
-    rows = "?" if size.rows is None else f"~{size.rows:,}"
+    about = "" if partition.state is State.ARCHIVED else "~"
+    rows = "?" if size.rows is None else f"{about}{size.rows:,}"
     # Django's filesizeformat writes a no-break space, which terminals in C locale cannot show.
     total = "?" if size.bytes is None else filesizeformat(size.bytes).replace("\N{NO-BREAK SPACE}", " ")
     return str(partition.table), lower, upper, rows, total, ", ".join(_marks(row))
@@ -111,12 +112,17 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _marks(row: Row) -> list[str]:
     partition = row.partition
+    archived = [f"archived {show(partition.archived_at)}"] if partition.archived_at else []
+    if partition.state is State.ARCHIVED:
+        return archived
     if partition.state is State.DETACHED:
         if not partition.managed:
             return ["detached by hand"]
         since = partition.detached_at
-        return [f"detached {show(since)}" if since else "detached, not settled"]
+        return [f"detached {show(since)}" if since else "detached, not settled", *archived]
     marks = [partition.state.value]
+    if partition.held_since is not None:
+        marks.append(f"held since {show(partition.held_since)}")
     if partition.is_default:
         marks.append("default")
     if not partition.managed:

@@ -1,0 +1,1 @@
+"""Indexes and unique constraints of partitioned tables in use, built partition by partition."""
