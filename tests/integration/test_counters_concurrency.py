@@ -3,17 +3,17 @@
 import random
 import threading
 import time
-from datetime import UTC, datetime
 
 import pytest
 from django.db import NotSupportedError, OperationalError, connection, transaction
 
-from django_scaledb.counters import detach
+from django_scaledb.counters import compiler, detach
 from django_scaledb.testing.counters import assert_same_totals
 from tests.counterapp.models import (
     DeliveriesPerProject,
     Delivery,
     Owner,
+    Parcel,
     Project,
     Upload,
     UploadsPerOwner,
@@ -223,19 +223,33 @@ def test_a_hot_row_is_locked_at_the_end_only(projects):
         assert counter.objects.get(project=projects[0]).total == 2
 
 
-def test_autocommit_writes_survive_repeatable_read(projects):
-    """A single statement on a hot key is run again instead of failing with 40001."""
+@pytest.mark.parametrize("source", [Upload, Parcel])
+def test_autocommit_writes_survive_repeatable_read(projects, source, monkeypatch):
+    """A single statement on a hot key is run again instead of failing with 40001, and waits then."""
+    monkeypatch.setattr(compiler, "ATTEMPTS", 2)
 
     def write():
         with connection.cursor() as cursor:
             cursor.execute("SET default_transaction_isolation = 'repeatable read'")
         for _ in range(20):
-            Upload.objects.create(project=projects[0], size=1)
+            source.objects.create(project=projects[0], size=1)
 
-    in_threads(write, write, write)
-    assert UploadsPerProject.objects.get(project=projects[0]).total == 60
-    assert UploadsPerOwner.objects.exists()
-    assert datetime.now(UTC)
+    in_threads(*[write] * 5)
+    assert source.objects.count() == 100
+    assert_same_totals(*detach.counters_of(source))
+
+
+def test_autocommit_writes_survive_serializable(projects):
+    """There it stays what it is, and is run again until it gets through."""
+
+    def write():
+        with connection.cursor() as cursor:
+            cursor.execute("SET default_transaction_isolation = 'serializable'")
+        for _ in range(5):
+            Parcel.objects.create(project=projects[0], size=1)
+
+    in_threads(write, write)
+    assert_same_totals(*detach.counters_of(Parcel))
 
 
 # -- snapshots that last for a transaction

@@ -85,20 +85,29 @@ def _together(connection: Any, writes: WriteSet, write: Callable[[], T]) -> T:
                     cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
             return write()
 
-    return _again(run, unless=lambda: connection.in_atomic_block)
+    return _again(connection, run)
 
 
-def _again(run: Callable[[], T], unless: Callable[[], bool] = lambda: False) -> T:
+def _again(connection: Any, run: Callable[[], T]) -> T:
     """`run()`, a statement that is its own transaction; again when its counters' rows were in the way.
 
-    Each time it steps back for longer, by chance: writers that start again at once would meet again.
+    Where REPEATABLE READ is the default it then waits for its turn with READ COMMITTED, which for a single
+    statement only means that a row is read as it is when it is locked. SERIALIZABLE stays; there it
+    steps back for longer each time, by chance, because writers that start at once would meet again.
     """
     for attempt in itertools.count(1):
         try:
-            return run()
+            if attempt == 1 or connection.in_atomic_block:
+                return run()
+            with transaction.atomic(using=connection.alias):
+                with connection.cursor() as cursor:
+                    cursor.execute("SHOW transaction_isolation")
+                    if cursor.fetchone()[0] == "repeatable read":
+                        cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                return run()
         except OperationalError as error:
             conflict = getattr(error.__cause__, "sqlstate", None) in RETRIED
-            if not conflict or attempt == ATTEMPTS or unless():
+            if not conflict or attempt == ATTEMPTS or connection.in_atomic_block:
                 raise
             time.sleep(random.uniform(0, min(LONGEST_STEP_BACK, 0.001 * 2**attempt)))  # noqa: S311
     raise AssertionError("unreachable")
@@ -127,7 +136,7 @@ class _CountedCompiler(_Compiler):
                 cursor.execute(text, params)
                 return int(cursor.fetchone()[0])
 
-        return _again(run)
+        return _again(self.connection, run)
 
     def _run(self, text: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
         with self.connection.cursor() as cursor:
@@ -412,7 +421,7 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
             columns = [f"{table}.{quote(column)}" for column in writes.escaped.columns]
             write = self._and_returning(text, wanted, columns or ["NULL"])
             folding = writes.escaped.folding(write, AFTER, wanted=wanted)
-            rows = _again(lambda: self._run(folding, params))
+            rows = _again(self.connection, lambda: self._run(folding, params))
         else:
             rows = _together(self.connection, writes, lambda: run(writes, text, params, wanted))
         return list(self._converted(rows, returning_fields)) if returning_fields else []
