@@ -161,7 +161,7 @@ def test_several_workers_are_added_up(shop: Site) -> None:
     assert not load.errors
     wanted = load.read_from.total() + load.strangers.total()
 
-    # Each worker hands on with a request of its own, when a second has passed; one scrape reaches one of them.
+    # Each worker hands on with a request, a second after the last time; one scrape reaches one of them.
     time.sleep(1.1)
     workers(port, 2)
     assert reads() - before >= wanted
