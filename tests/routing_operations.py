@@ -63,7 +63,7 @@ def _copy() -> None:
         copy.write_row(["copied"])
 
 
-def _atomic(*operations: Callable[[], object]) -> Callable[[], None]:
+def atomic(*operations: Callable[[], object]) -> Callable[[], None]:
     def run() -> None:
         with transaction.atomic():
             for operation in operations:
@@ -128,10 +128,10 @@ WRITES: dict[str, Callable[[], object]] = {
     "raw explain": raw(f"EXPLAIN ANALYZE {INSERT}"),
     "ddl": raw("CREATE TABLE IF NOT EXISTS made (n int)"),
     "copy": _copy,
-    "atomic": _atomic(lambda: Account.objects.create(name="a")),
-    "atomic raw function": _atomic(raw("SELECT writes()")),
-    "atomic view that writes": _atomic(raw("SELECT * FROM writing")),
-    "atomic copy": _atomic(_copy),
+    "atomic": atomic(lambda: Account.objects.create(name="a")),
+    "atomic raw function": atomic(raw("SELECT writes()")),
+    "atomic view that writes": atomic(raw("SELECT * FROM writing")),
+    "atomic copy": atomic(_copy),
     "autocommit off": _manual,
     "savepoint": _savepoint,
     "synchronous_commit=off": _async_commit,
@@ -148,8 +148,8 @@ READS: dict[str, Callable[[], object]] = {
     "related instance": lambda: Event(account=account()),
     "full_clean": lambda: Event(account=old(), happened_at="2026-11-01T00:00Z").full_clean(),
     "get_or_create hit": lambda: Account.objects.get_or_create(pk=old().pk),
-    "read-only transaction": _atomic(lambda: list(Account.objects.all()[:3])),
-    "read-only raw transaction": _atomic(raw("SELECT count(*) FROM testapp_account WHERE name = 'INSERT'")),
+    "read-only transaction": atomic(lambda: list(Account.objects.all()[:3])),
+    "read-only raw transaction": atomic(raw("SELECT count(*) FROM testapp_account WHERE name = 'INSERT'")),
     "raw read": raw("SELECT upper(name) FROM testapp_account"),
     "raw read of an unknown function": raw("SELECT pg_advisory_unlock_all()"),
     "rollback": lambda: _rolled_back(),

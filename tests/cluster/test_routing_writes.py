@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection, connections, transaction
 from django.db.models import Value
+from psycopg import IsolationLevel
 
 from django_scaledb.routing import current_token, explain, registry, use_primary, use_replica, use_token
 from django_scaledb.routing.policy import Reason
 from django_scaledb.testing import Cluster
 from tests.routing import eventually, migrate, routed
-from tests.routing_operations import READS, SEEN, WRITES, old, prepare, raw, where
+from tests.routing_operations import READS, SEEN, WRITES, atomic, old, prepare, raw, where
 from tests.testapp.models import Account, Event
 
 pytestmark = pytest.mark.cluster
@@ -68,6 +71,65 @@ def test_an_error_in_autocommit_names_the_place_in_the_text_that_was_sent() -> N
 
     assert "LINE 1: UPDATE testapp_account SET nothing" in str(caught.value)
     assert caught.value.__cause__.diag.statement_position == "28"
+
+
+def test_an_error_of_a_transactions_first_statement_names_its_place_too() -> None:
+    with pytest.raises(Exception, match="does not exist") as caught, transaction.atomic():
+        raw("UPDATE testapp_account SET nothing = 1")()
+    assert "LINE 1: UPDATE testapp_account SET nothing" in str(caught.value)
+    with pytest.raises(Exception, match="value too long"), transaction.atomic():
+        Account.objects.create(name="x" * 51)
+    with transaction.atomic():
+        with pytest.raises(Exception, match="syntax error"), transaction.atomic():
+            raw("SELECT FROM FROM")()
+        Account.objects.create(name="after a savepoint")
+    assert where() == "default"
+
+
+def _messages(operation: Callable[[], object]) -> list[str]:
+    """The messages that `operation` sends to the primary, as libpq traces them."""
+    connection.ensure_connection()
+    pgconn = connection.connection.pgconn
+    with tempfile.TemporaryFile("w+") as trace:
+        pgconn.trace(trace.fileno())
+        try:
+            operation()
+        finally:
+            pgconn.untrace()
+        trace.seek(0)
+        lines = re.split(r"^\d[-\d]+ [\d:.]+\t", trace.read(), flags=re.M)
+        return [line.split("\t", 3)[-1].strip(' "\n') for line in lines if line.startswith("F")]
+
+
+def test_a_position_travels_with_its_commit() -> None:
+    """Nothing makes a round trip of its own, neither the position nor BEGIN."""
+    insert = "INSERT INTO testapp_account (name) VALUES ('raw')"
+    position = "SELECT pg_current_wal_insert_lsn()"
+    has_written = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
+    write, read = raw(insert), raw("SELECT 1")
+    write()
+
+    assert _messages(write) == [f"BEGIN;{insert}\n;COMMIT;{position}"]
+    assert _messages(atomic(write, write)) == [f"BEGIN;{insert}", insert, f"COMMIT;{position}"]
+    assert _messages(atomic(read, write)) == ["BEGIN;SELECT 1", insert, f"COMMIT;{position}"]
+    assert _messages(atomic(raw("SELECT writes()"))) == [
+        "BEGIN;SELECT writes()",
+        f"{has_written};COMMIT;{position}",
+    ]
+    assert _messages(atomic(read)) == ["BEGIN;SELECT 1", f"{has_written};COMMIT"]
+    assert _messages(read) == ["SELECT 1"]
+    assert _messages(atomic()) == []
+
+
+def test_a_transaction_begins_as_it_was_told() -> None:
+    connection.ensure_connection()
+    connection.connection.isolation_level = IsolationLevel.REPEATABLE_READ
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT current_setting('transaction_isolation')")
+            assert cursor.fetchone() == ("repeatable read",)
+    finally:
+        connection.connection.isolation_level = None
 
 
 def test_the_results_of_a_write_are_its_own() -> None:

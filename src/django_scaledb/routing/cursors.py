@@ -14,7 +14,7 @@ from django.db.backends.utils import CursorWrapper
 from django.db.utils import Error
 from psycopg import generators
 from psycopg.adapt import Transformer
-from psycopg.pq import ExecStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 
 from django_scaledb.routing.statements import Kind, classify
 from django_scaledb.routing.token import parse_lsn
@@ -28,6 +28,8 @@ else:
     _Cursor = _Wrapper = object
 
 FATAL_ERROR = int(ExecStatus.FATAL_ERROR)
+_IDLE = int(TransactionStatus.IDLE)
+_CAN_BEGIN = hasattr(psycopg.Connection, "_get_tx_start_command")
 _KNOWN = all(hasattr(psycopg.Cursor, name) for name in ("_reset", "_convert_query", "_set_results"))
 #: What goes before a statement in its message, what behind it, and which of the results is the statement's.
 Around = tuple[bytes, bytes, int]
@@ -73,6 +75,17 @@ class _AroundMixin(_Cursor):
         """Whether statements go to the server as one text, which takes more of them."""
         return _KNOWN and isinstance(self, psycopg.ClientCursor) and not self._conn._pipeline
 
+    def routing_can_begin(self) -> bool:
+        """Whether psycopg would send a BEGIN before the next statement, and it can be sent with that."""
+        connection: Any = self._conn
+        return (
+            _CAN_BEGIN
+            and not connection.autocommit
+            and self._pgconn.transaction_status == _IDLE
+            and not connection._tpc
+            and self.routing_can_add()
+        )
+
 
 class TrackingCursorMixin(_AroundMixin):
     """On a primary: tells the connection's tracker what it runs."""
@@ -81,7 +94,11 @@ class TrackingCursorMixin(_AroundMixin):
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         tracker = self.routing_tracker
-        if tracker is None or (type(query) is str and classify(query) is Kind.READ):
+        if tracker is None or (
+            type(query) is str
+            and classify(query) is Kind.READ
+            and (self._conn.autocommit or self._pgconn.transaction_status != _IDLE)
+        ):
             return super().execute(query, params, **options)
         return tracker.execute(self, super().execute, query, params, options)
 

@@ -5,12 +5,16 @@ visible), and from `pg_current_wal_insert_lsn()` (with ``synchronous_commit = of
 flushed position are too low). It is asked for in the same message as the COMMIT, so that it costs no round
 trip:
 
+- the first statement of a transaction is sent with its BEGIN, for which psycopg makes a round trip: that is
+  more than the position costs;
 - a transaction that may have written ends with ``COMMIT; SELECT pg_current_wal_insert_lsn()``;
 - one that may have, a function for instance, is also asked whether it has a transaction id;
 - one whose statements only read, as far as their text tells, is asked for nothing else: a view or an operator
   that writes is not missed, and a transaction that only read is no write;
-- a single statement in autocommit mode is sent as ``BEGIN; statement; COMMIT; SELECT ...``. Should
-  PostgreSQL find fault with its text, it is sent again by itself, so that the error's position is right.
+- a single statement in autocommit mode is sent as ``BEGIN; statement; COMMIT; SELECT ...``.
+
+Should PostgreSQL find fault with the text of a statement that was sent behind a BEGIN, it is sent again by
+itself, so that the error's position is right.
 
 What must not stand in a transaction block (COPY, DO, CALL, DDL, several statements) is run as it is, and the
 position fetched after it.
@@ -47,6 +51,7 @@ _SINGLE_IN_DOUBT: Around = (b"BEGIN;", b"\n;" + _ASK_AND_COMMIT, 1)
 _IDENTITY_AGE = 1.0
 
 _HARMLESS = frozenset([Kind.READ, Kind.NEUTRAL])
+_MAY_FOLLOW_BEGIN = frozenset([Kind.READ, Kind.WRITE, Kind.MAYBE])
 # As plain numbers: looking up a member of an Enum takes longer than all that is done with it.
 _IDLE, _IN_TRANSACTION = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
 
@@ -85,15 +90,17 @@ class WriteTracker:
     ) -> Any:
         """Run `query` on `cursor`, whose own method is `run`."""
         kind = classify(query if type(query) is str else _text(query, cursor))
-        if kind is Kind.READ:
-            return run(query, params, **options)
         connection = cursor.connection
         if not self._is_autocommit(connection):
             try:
+                if kind in _MAY_FOLLOW_BEGIN and not options and cursor.routing_can_begin():
+                    return self._with_begin(cursor, run, query, params)
                 return run(query, params, **options)
             finally:
                 self._within_transaction(kind, connection)
-        if kind in (Kind.WRITE, Kind.MAYBE):
+        if kind is Kind.READ:
+            return run(query, params, **options)
+        if kind is Kind.WRITE or kind is Kind.MAYBE:
             if not options and cursor.routing_can_add():
                 return self._in_one_message(cursor, run, query, params, ask=kind is Kind.MAYBE)
             result = run(query, params, **options)
@@ -184,6 +191,17 @@ class WriteTracker:
             else:
                 self._fetch_position(connection)
         return True
+
+    def _with_begin(self, cursor: Any, run: Callable[..., Any], query: Any, params: Any) -> Any:
+        connection = cursor.connection
+        try:
+            cursor.routing_run(query, params, (connection._get_tx_start_command() + b";", b"", 1))
+        except psycopg.Error as error:
+            if connection.closed or error.diag.statement_position is None:
+                raise
+            connection.rollback()
+            return run(query, params)
+        return cursor
 
     def _in_one_message(
         self, cursor: Any, run: Callable[..., Any], query: Any, params: Any, *, ask: bool
