@@ -393,6 +393,8 @@ RUN = [
     "how-to/test-with-a-cluster.md",
     "how-to/overview-page.md",
     "how-to/find-unpruned-queries.md",
+    "how-to/paginate.md",
+    "how-to/drf.md",
 ]
 """Those that can be run as they stand."""
 

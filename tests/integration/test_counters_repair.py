@@ -243,6 +243,42 @@ def test_a_detached_partition_is_subtracted_once(projects, source, counter):
     assert rebuild.check(counter, "default").ok
 
 
+@pytest.mark.parametrize(
+    ("source", "counter"), [(Download, DownloadsPerProject), (Shipment, ShipmentsPerProject)]
+)
+def test_a_partition_that_comes_back_during_a_rebuild_is_counted_once(projects, source, counter):
+    """The rebuild's snapshot is older: for it the partition is not there, and its rows are no drift."""
+    leaf, table = leaf_of(source), source._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = '{leaf}'::regclass")
+        bounds = cursor.fetchone()[0]
+        cursor.execute(f"ALTER TABLE {table} DETACH PARTITION {leaf}")
+    run_all(detach.on_settle(connection, source, leaf))
+
+    def attach():
+        try:
+            run_all(
+                [
+                    f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
+                    *detach.on_restore(connection, source, leaf),
+                ]
+            )
+        finally:
+            connection.close()
+
+    def leaving(using):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")  # now there is a snapshot
+        thread = threading.Thread(target=attach)
+        thread.start()
+        thread.join()
+        return ()
+
+    assert rebuild.rebuild(counter, "default", leaving=leaving) == 0
+    assert source.objects.count() == 6
+    assert_same_totals(counter)
+
+
 def test_a_kept_partition_stays_counted(projects):
     before = DownloadsEver.objects.get().total
     leaf, table = leaf_of(Download), Download._meta.db_table

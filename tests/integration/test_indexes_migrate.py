@@ -203,6 +203,7 @@ WARNED = {
     f"migrations.AddConstraint('order', {CHECK})": "ValidateConstraint",
     f"migrations.AddField('order', 'code', {INDEXED})": "db_index=False",
     f"migrations.AlterField('order', 'total', {INDEXED})": "db_index=False",
+    "migrations.AlterUniqueTogether('order', {('number', 'placed_at')})": "Write a UniqueConstraint",
     f"migrations.SeparateDatabaseAndState([migrations.AddIndex('order', {INDEX})], [])": (
         "Use AddIndexConcurrently"
     ),

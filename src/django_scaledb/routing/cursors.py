@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 else:
     _Cursor = _Wrapper = object
 
+FATAL_ERROR = int(ExecStatus.FATAL_ERROR)
 _KNOWN = all(hasattr(psycopg.Cursor, name) for name in ("_reset", "_convert_query", "_set_results"))
 #: What goes before a statement in its message, what behind it, and which of the results is the statement's.
 Around = tuple[bytes, bytes, int]
@@ -61,9 +62,9 @@ class _AroundMixin(_Cursor):
             composed = self._query = self._convert_query(query, params)
             pgconn.send_query(before + composed.query + behind)
             results: list[Any] = connection.wait(receive(pgconn))
-        for result in results:
-            if result.status == ExecStatus.FATAL_ERROR:
-                raise psycopg.errors.error_from_result(result, encoding=self._encoding).with_traceback(None)
+        # After an error PostgreSQL runs nothing that follows.
+        if (last := results[-1]).status == FATAL_ERROR:
+            raise psycopg.errors.error_from_result(last, encoding=self._encoding).with_traceback(None)
         self._set_results(results[which : which + 1])
         self._last_query = query
         return results
