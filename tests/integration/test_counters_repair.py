@@ -371,3 +371,26 @@ def test_a_partition_that_rotation_detached_counts_again_when_it_is_attached(pro
     after = DownloadsEver.objects.get()
     assert (after.total, after.total_kept) == (ever.total, ever.total_kept)
     assert rebuild.check(ShipmentsPerProject, "default").ok
+
+
+def test_restore_partition_counts_what_comes_back(projects):
+    from django_scaledb.partitions import catalog, maintenance
+    from django_scaledb.partitions.archive.restore import Wish, restore
+    from django_scaledb.partitions.registry import config_for
+
+    for source, counter in ((Download, DownloadsPerProject), (Shipment, ShipmentsPerProject)):
+        assert maintenance.rotate([source], now=datetime(2080, 3, 3, tzinfo=UTC)).ok
+        source.objects.all().delete()
+        source.objects.bulk_create([source(project=projects[0], size=i, at=at(2080)) for i in range(4)])
+        assert maintenance.rotate([source], now=datetime(2095, 3, 3, tzinfo=UTC)).ok
+        assert counter.objects.for_key(project=projects[0]).total == 0
+        (found,) = catalog.read(connection, [source._meta.db_table])
+        detached = [p for p in found.partitions(config_for(source)) if p.detached_at]
+        [partition] = [p for p in detached if p.range.lower.year == 2080]
+        for _ in range(2):  # the second time there is nothing to do
+            report = restore(source, Wish(partition.table.name), now=datetime(2095, 3, 3, tzinfo=UTC))
+            assert report.ok, list(report.failures())
+            assert counter.objects.for_key(project=projects[0]).total == 4 == source.objects.count()
+        assert_same_totals(counter)
+        source.objects.create(project=projects[0], size=9, at=at(2080))
+        assert_same_totals(counter)

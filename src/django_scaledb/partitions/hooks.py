@@ -31,9 +31,9 @@ class Hook:
     `on_create`: on the new table, before it is attached. `on_settle`: on the table that has left
     the set, in the transaction that marks it as detached, so exactly once however often a run is
     killed. `on_restore`: on a settled table that comes back, in the transaction that attaches it and
-    marks it as attached, so exactly once again; behind the ATTACH, because what they lock besides
-    comes last. It stands in for `on_create`: a table that is made and filled anew from an archive
-    is filled first, and nothing of this feature's is on it meanwhile.
+    marks it as attached, so exactly once again; before the ATTACH, so that they may take their time
+    while nothing of the set is locked. It stands in for `on_create`: a table that is made and filled
+    anew from an archive is filled first, and nothing of this feature's is on it meanwhile.
 
     They must not need a lock that stops others, save on that table.
     """
