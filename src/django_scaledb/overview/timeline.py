@@ -272,7 +272,8 @@ class _Axis:
         ends = _closed_ends(ranges)
         if not ends and now is not None:  # nothing but open ends
             ends = [now - timedelta(days=1), now + timedelta(days=1)]
-        self.first, self.last = (min(ends), max(ends)) if ends else (None, None)
+        self.first: datetime | None = min(ends, default=None)
+        self.last: datetime | None = max(ends, default=None)
         if self.first is None or self.last is None:
             return
         stub = (self.last - self.first) * _STUB or timedelta(days=1)
