@@ -75,8 +75,12 @@ SETTINGS = """
 DATABASES["replica1"] = {{
     **DATABASES["default"], "HOST": {host!r}, "PORT": {port!r}, "TEST": {{"MIRROR": "default"}}
 }}
-SCALEDB = {{"REPLICAS": ["replica1"], "DDL_DEADLINE": 5}}
-MEDIA_ROOT = "archive"
+SCALEDB = {{"REPLICAS": ["replica1"], "DDL_DEADLINE": 5, "ARCHIVE_STORAGE": "archive"}}
+_FILES = "django.core.files.storage.FileSystemStorage"
+STORAGES = {{
+    "default": {{"BACKEND": _FILES}},
+    "archive": {{"BACKEND": _FILES, "OPTIONS": {{"location": "archive"}}}},
+}}
 DATABASE_ROUTERS = ["django_scaledb.routing.ReplicaRouter"]
 """
 HELPERS = """
