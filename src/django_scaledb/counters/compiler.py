@@ -328,7 +328,7 @@ class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
         """Django 6.0 and later: `save()` asks for what the server made of an expression."""
         writes = self._touched()
         if not writes or not returning_fields or self.query.get_related_updates():
-            return super().execute_returning_sql(returning_fields)  # type: ignore[misc]
+            return super().execute_returning_sql(returning_fields)
         text, params = self.as_sql()
         safe, table = writes.escaped, quote(self.query.get_meta().db_table)
         before, after, old = "old", "new", ""
