@@ -92,3 +92,17 @@ def test_an_empty_log_is_false():
     assert log
     log.clear()
     assert not log
+
+
+def test_what_a_savepoint_forgets_stays_forgotten():
+    log = DeltaLog()
+    log.add("c", ("1",), [1])
+    log.savepoint("s")
+    log.add("c", ("1",), [5])
+    log.remember(("t", "v"), "7", "a")
+    log.rollback_to("s")
+    assert log.pending("c") == {("1",): [1]}
+    assert log.former(("t", "v")) == {}
+    log.add("c", ("1",), [2])
+    log.release("s")
+    assert log.pending("c") == {("1",): [3]}

@@ -288,7 +288,7 @@ def _measure(
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         # Partitions may come and go meanwhile: which there are belongs to the snapshot. The lock has no
         # snapshot yet; a DETACH that has begun is not over before we are, and nobody else waits for it.
-        cursor.execute(f"LOCK TABLE {quote(definition.source_table)} IN ACCESS SHARE MODE")
+        cursor.execute(f"LOCK TABLE ONLY {quote(definition.source_table)} IN ACCESS SHARE MODE")
         besides = _besides(counter, definition, leaving(connection.alias))
         queries = [groups(definition, table) for table in _leaves(cursor, definition)] + besides
         queries.append(f"SELECT {stored} FROM {quote(definition.table)}")
