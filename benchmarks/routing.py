@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import random
+import statistics
 import threading
 import time
 import timeit
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import django
@@ -54,6 +56,7 @@ OTHERS = {
 
 def configure(cluster: Cluster) -> None:
     databases = cluster.django_databases(mirror=False, CONN_MAX_AGE=600)
+    databases["django"] = {**databases["default"], "ENGINE": "django.db.backends.postgresql"}
     settings.configure(
         DATABASES=databases,
         INSTALLED_APPS=["django.contrib.contenttypes", "psqlextra", "django_scaledb"],
@@ -76,20 +79,23 @@ def in_turns(
     rounds: int,
     calls: int,
     clock: Callable[[], float] = time.perf_counter,
+    pick: Callable[[list[float]], float] = min,
 ) -> dict[str, float]:
-    """Seconds per call of each: the best of `rounds` (the machine does other things)."""
+    """Seconds per call of each: the best of `rounds` (the machine does other things), or what `pick` says."""
     call = f"f({', '.join(f'a{n}' for n in range(len(arguments)))})"
     names = {f"a{n}": value for n, value in enumerate(arguments)}
     timers = {n: timeit.Timer(call, timer=clock, globals={**names, "f": f}) for n, f in functions.items()}
-    best = dict.fromkeys(functions, float("inf"))
+    found: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, timer in timers.items():
-            best[name] = min(best[name], timer.timeit(calls) / calls)
-    return best
+            found[name].append(timer.timeit(calls) / calls)
+    return {name: pick(seconds) for name, seconds in found.items()}
 
 
 def decisions(model: Any, rounds: int) -> None:
-    from django_scaledb.routing import ReplicaRouter, current_token, use_token
+    from django.db import connections
+
+    from django_scaledb.routing import ReplicaRouter
 
     ours = ReplicaRouter()
     routers: dict[str, Any] = {"django_scaledb": ours}
@@ -99,17 +105,28 @@ def decisions(model: Any, rounds: int) -> None:
         except Exception as error:
             print(f"  {name} is left out: {type(error).__name__}: {error}")
     functions = {name: router.db_for_read for name, router in routers.items()}
-    while ours.db_for_read(model) != "replica1":
-        time.sleep(0.01)
     # Processor time of this thread: decisions wait for nothing.
     timing: dict[str, Any] = {"rounds": rounds, "calls": 500, "clock": time.thread_time}
-    found = in_turns(functions, model, **timing)
-    model.objects.create(app_label="bench", model="written")
-    while ours.db_for_read(model) != "replica1":
-        time.sleep(0.01)
-    with use_token(current_token()):
-        name = "django_scaledb, after a write"
-        found |= in_turns({name: ours.db_for_read}, model, **timing)
+
+    def settled() -> None:
+        while ours.db_for_read(model) != "replica1":
+            time.sleep(0.01)
+
+    def reading() -> dict[str, float]:
+        settled()
+        return in_turns(functions, model, **timing)
+
+    def having_written() -> dict[str, float]:
+        model.objects.create(app_label="bench", model="written")
+        settled()
+        return in_turns({"django_scaledb, after a write": ours.db_for_read}, model, **timing)
+
+    # Each in a thread of its own, which has written nothing so far.
+    found: dict[str, float] = {}
+    for measure in (reading, having_written):
+        with ThreadPoolExecutor(1) as thread:
+            found |= thread.submit(measure).result()
+            thread.submit(connections.close_all).result()
     base = found.get("multidb-router pinning")
     print("\nnanoseconds per decision")
     for name, seconds in found.items():
@@ -117,46 +134,61 @@ def decisions(model: Any, rounds: int) -> None:
         print(f"  {name:<30} {seconds * 1e9:8.0f}{ratio}")
 
 
-def writes(model: Any, rounds: int) -> None:
-    """The same statement with and without learning its position, and with a second round trip for it."""
-    from django.db import connection, transaction
+def writes(rounds: int) -> None:
+    """The same statement through Django's own backend, through ours, and with a second round trip."""
+    from django.db import connections, transaction
 
-    def insert() -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("INSERT INTO bench (n) VALUES (1)")
-
-    def in_transaction() -> None:
-        with transaction.atomic():
-            insert()
-
-    def tracked(function: Callable[[], None], on: bool) -> Callable[[], None]:
-        members = connection.routing_set
+    def insert(alias: str) -> Callable[[], None]:
+        connection = connections[alias]
 
         def run() -> None:
-            connection._routing_set = members if on else None
-            function()
+            with connection.cursor() as cursor:
+                cursor.execute("INSERT INTO bench (n) VALUES (1)")
 
         return run
 
-    def round_trip() -> None:
-        in_transaction()
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_current_wal_insert_lsn()")
+    def in_transaction(alias: str) -> Callable[[], None]:
+        statement = insert(alias)
 
-    insert()
-    members = connection.routing_set
+        def run() -> None:
+            with transaction.atomic(using=alias):
+                statement()
+
+        return run
+
+    def read_only(alias: str) -> Callable[[], None]:
+        connection = connections[alias]
+
+        def run() -> None:
+            with transaction.atomic(using=alias), connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+
+        return run
+
+    def and_ask(function: Callable[[], None]) -> Callable[[], None]:
+        connection = connections["django"]
+
+        def run() -> None:
+            function()
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_current_wal_insert_lsn()")
+
+        return run
+
     found = {}
-    for name, function in (("autocommit", insert), ("transaction", in_transaction)):
-        pair = {"without": tracked(function, False), "with": tracked(function, True)}
-        if function is in_transaction:
-            pair["asked afterwards"] = tracked(round_trip, False)
-        found[name] = in_turns(pair, rounds=rounds * 20, calls=5)
-    connection._routing_set = members
-    print("\nmicroseconds per write")
+    for name, make in (("autocommit", insert), ("transaction", in_transaction), ("only reading", read_only)):
+        functions = {"Django": make("django"), "django_scaledb": make("default")}
+        if make is not read_only:
+            functions["Django, and asked"] = and_ask(make("django"))
+        for function in functions.values():
+            function()
+        # Not the best of them: that two processes take turns is part of the price.
+        found[name] = in_turns(functions, rounds=rounds * 20, calls=5, pick=statistics.median)
+    print("\nmicroseconds per write, in autocommit and in a transaction, and per transaction that only reads")
     for name, seconds in found.items():
-        plain = seconds["without"]
+        plain = seconds["Django"]
         for how, value in seconds.items():
-            more = "" if how == "without" else f"   {(value - plain) * 1e6:+6.1f}"
+            more = "" if how == "Django" else f"   {(value - plain) * 1e6:+6.1f}"
             print(f"  {name:<12} {how:<18} {value * 1e6:8.1f}{more}")
 
 
@@ -208,7 +240,7 @@ def main() -> None:
             cursor.execute("CREATE TABLE bench (n int)")
         cluster.wait_for_catchup()
         decisions(ContentType, options.rounds)
-        writes(ContentType, options.rounds)
+        writes(options.rounds)
         share(ContentType, options.seconds)
         connections.close_all()
 

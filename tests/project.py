@@ -20,6 +20,10 @@ DATABASES = {{"default": {database!r}}}
 INSTALLED_APPS = ["django_scaledb", "shop"]
 {extra}
 """
+ROUTED = """
+DATABASE_ROUTERS = ["django_scaledb.routing.ReplicaRouter"]
+SCALEDB = {"REPLICAS": [alias for alias in DATABASES if alias != "default"], "MAX_LAG": 4}
+"""
 IMPORTS = """
 from django.db import models
 from django_scaledb.models import PartitionedModel, UUID7Field
@@ -29,13 +33,21 @@ from django_scaledb.models import PartitionedModel, UUID7Field
 class Project:
     """One app, ``shop``, on a database of its own."""
 
-    def __init__(self, folder: Path, cluster: Cluster, database: str, extra: str = "") -> None:
+    def __init__(
+        self, folder: Path, cluster: Cluster, database: str, extra: str = "", *, routed: bool = False
+    ) -> None:
+        """With `routed`, reads go to the cluster's standbys by way of the router."""
         self.folder = folder
         folder.mkdir(exist_ok=True)
         cluster.create_database(database)
         self.node = cluster.primary
         self.database = database
         entry = {**cluster.primary.django_settings(), "NAME": database}
+        if routed:
+            for number, standby in enumerate(cluster.standbys, 1):
+                other = {**standby.django_settings(), "NAME": database}
+                extra += f"\nDATABASES['replica{number}'] = {other!r}"
+            extra += ROUTED
         (folder / "project_settings.py").write_text(SETTINGS.format(database=entry, extra=extra))
         (folder / "shop" / "migrations").mkdir(parents=True)
         (folder / "shop" / "__init__.py").touch()
@@ -65,9 +77,10 @@ class Project:
         assert bool(done.returncode) is fails, output
         return output
 
-    def run(self, code: str) -> str:
+    def run(self, code: str, *, fails: bool = False) -> str:
         """Run Python code with the project's models at hand."""
-        return self.manage("shell", "-v", "0", "-c", "from shop.models import *\n" + textwrap.dedent(code))
+        code = "from shop.models import *\n" + textwrap.dedent(code)
+        return self.manage("shell", "-v", "0", "-c", code, fails=fails)
 
     def query(self, statement: str) -> list[tuple]:
         with psycopg.connect(self.node.conninfo(dbname=self.database)) as connection:

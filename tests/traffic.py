@@ -16,6 +16,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from tests.project import Project
 
@@ -62,6 +63,18 @@ CREATE TRIGGER seen BEFORE UPDATE OF slot ON shop_order FOR EACH ROW EXECUTE FUN
 COMMENT ON TABLE shop_order IS 'orders';
 GRANT SELECT ON shop_order TO PUBLIC;
 ANALYZE shop_order;
+"""
+
+
+ADOPTED = """
+INSERT INTO shop_order (customer_id, owner, slot, total, note, placed_at)
+SELECT 1 + i % 100, {owner}, -i, i % 100, 'made for its writer', now() - i * interval '7 days'
+FROM generate_series(1, 100) i;
+"""
+MORE = """
+INSERT INTO shop_order (customer_id, owner, slot, total, note, placed_at)
+SELECT 1 + i % 100, 0, -i, i % 100, md5(i::text), now() - (i % 1000) * interval '1 day' - i * interval '1 ms'
+FROM generate_series(1, {rows}) i;
 """
 
 
@@ -143,6 +156,24 @@ class Writer(Client):
         super().__init__(*args)
         self.ledger: dict[int, tuple[int, datetime]] = {}
         self.slots: dict[tuple[int, datetime], int] = {}
+        self.on_replica = 0
+
+    def adopt(self) -> None:
+        """Take over the rows that were made for this writer beforehand."""
+        from shop.models import Order
+
+        for order in Order.objects.filter(owner=self.owner):
+            self.ledger[order.id] = (order.total, order.placed_at)
+            self.slots[order.slot, order.placed_at] = order.id
+
+    def get(self, pk: int) -> Any:
+        """The row, which must be as this writer left it, whichever server answers."""
+        from shop.models import Order
+
+        order = Order.objects.get(pk=pk)
+        self.on_replica += order._state.db != "default"
+        assert (order.total, order.placed_at) == self.ledger[pk], f"stale on {order._state.db}"
+        return order
 
     def act(self) -> None:
         from shop.models import Order
@@ -157,10 +188,11 @@ class Writer(Client):
             order.save()
             self.ledger[order.id] = (total, moment)
             self.slots[self.count, moment] = order.id
+            self.get(order.id)
             return
         pk = self.random.choice(list(self.ledger))
         if what < 0.6:
-            order = Order.objects.get(pk=pk)
+            order = self.get(pk)
             order.total = total
             order.save()
             self.ledger[pk] = (total, order.placed_at)
@@ -179,7 +211,7 @@ class Writer(Client):
             )
             self.ledger[self.slots[slot, moment]] = (total, moment)
         else:
-            count, _ = Order.objects.get(pk=pk).delete()
+            count, _ = self.get(pk).delete()
             assert count == 1, f"{count} rows deleted"
             del self.ledger[pk]
             self.slots = {place: owner for place, owner in self.slots.items() if owner != pk}
@@ -223,6 +255,8 @@ def main(stop_file: str, writers: int, readers: int, first: int, pause: float) -
     stop = threading.Event()
     working = [Writer(first + number, stop, pause) for number in range(writers)]
     clients = [*working, *(Reader(first + 1000 + number, stop, pause) for number in range(readers))]
+    for writer in working:
+        writer.adopt()
     for client in clients:
         client.start()
     print("ready", flush=True)
@@ -237,6 +271,7 @@ def main(stop_file: str, writers: int, readers: int, first: int, pause: float) -
             "operations": sum(client.count for client in clients),
             "errors": [error for client in clients for error in client.errors],
             "wrong": [line for writer in working for line in writer.compare()],
+            "on_replica": sum(writer.on_replica for writer in working),
             "rows": sum(len(writer.ledger) for writer in working),
             "longest": stalls[-1],
             "p99": stalls[int(len(stalls) * 0.99)],

@@ -259,6 +259,17 @@ def test_without_chromium_the_tests_go_on(run, monkeypatch, capfd):
     assert "the tests in a browser will be skipped" in capfd.readouterr().err
 
 
+def test_pgbouncer_is_installed_likewise(run, monkeypatch):
+    asked, there = [], ["apt-get"]
+    monkeypatch.setattr(run.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(run.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(run, "succeeds", lambda command: asked.append(command[-1]) or True)
+    run.provide_pgbouncer()
+    there.append("/usr/sbin/pgbouncer")  # where Debian puts it, which is not on every PATH
+    run.provide_pgbouncer()
+    assert asked == ["pgbouncer"]
+
+
 # How it runs
 
 

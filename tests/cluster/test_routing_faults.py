@@ -387,8 +387,13 @@ def test_show_replicas(calm: Cluster, capsys) -> None:
 
 def test_no_monitor_for_a_process_that_does_not_read(calm: Cluster) -> None:
     with routed(calm):
+        call_command("check")
+        call_command("migrate", verbosity=0)
         Account.objects.create(name="a")
         with transaction.atomic():
             list(Account.objects.all())
         assert not registry.registry().sets["default"].started
         assert not any("monitor" in t.name for t in threading.enumerate())
+        assert all(connections[alias].connection is None for alias in ("replica1", "replica2"))
+        clients = "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename = 'app'"
+        assert not any(standby.execute(clients) for standby in calm.standbys)

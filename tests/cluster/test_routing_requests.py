@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from urllib.parse import urlencode
 
 import pytest
 from asgiref.sync import sync_to_async
-from django.contrib.auth import get_user_model, login
-from django.contrib.auth.models import User
+from django.contrib.auth import authenticate, get_user_model, login
 from django.contrib.sessions.models import Session
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.shortcuts import redirect
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 
@@ -19,6 +20,7 @@ from django_scaledb.routing import state
 from django_scaledb.routing.middleware import COOKIE, HEADER
 from django_scaledb.testing import Cluster
 from tests.routing import eventually, migrate, routed
+from tests.routing_operations import READS, SEEN, WRITES, prepare, where
 from tests.testapp.models import Account
 
 pytestmark = pytest.mark.cluster
@@ -28,10 +30,6 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django_scaledb.routing.ReadYourWritesMiddleware",
 ]
-
-
-def where() -> str:
-    return Account.objects.all().db
 
 
 def write(request: HttpRequest) -> HttpResponse:
@@ -49,12 +47,27 @@ def session(request: HttpRequest) -> HttpResponse:
 
 
 def enter(request: HttpRequest) -> HttpResponse:
-    login(request, User.objects.using("default").get(username="ann"))
-    return HttpResponse()
+    login(request, authenticate(request, username="ann", password="x"))
+    return redirect("/who/")
 
 
 def who(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"user": request.user.get_username(), "db": where()})
+
+
+def order(request: HttpRequest) -> HttpResponse:
+    return redirect(f"/ordered/?pk={Account.objects.create(name='ordered').pk}")
+
+
+def ordered(request: HttpRequest) -> HttpResponse:
+    return JsonResponse({"seen": Account.objects.filter(pk=request.GET["pk"]).exists(), "db": where()})
+
+
+def perform(request: HttpRequest) -> HttpResponse:
+    """Do one of the operations, in a request that begins on the replica."""
+    before = where()
+    {"WRITES": WRITES, "READS": READS, "SEEN": SEEN}[request.GET["kind"]][request.GET["name"]]()
+    return JsonResponse({"before": before, "after": where()})
 
 
 def stream(request: HttpRequest) -> HttpResponse:
@@ -80,7 +93,7 @@ async def astream(request: HttpRequest) -> HttpResponse:
     return StreamingHttpResponse(pieces())
 
 
-views = [write, read, session, enter, who, stream, awrite, astream]
+views = [write, read, session, enter, who, order, ordered, perform, stream, awrite, astream]
 urlpatterns = [path(f"{view.__name__}/", view) for view in views]
 
 
@@ -90,7 +103,7 @@ def cluster(django_db_setup, django_db_blocker) -> Iterator[Cluster]:
         migrate(cluster)
         with routed(cluster):
             get_user_model().objects.create_user("ann", password="x")
-        cluster.wait_for_catchup()
+        prepare(cluster)
         cluster.standbys[0].set_lag(3)
         yield cluster
 
@@ -127,6 +140,38 @@ def test_the_writer_reads_the_primary_until_the_write_has_arrived_and_others_the
     eventually(lambda: get(browser, "read") == {"db": "replica1"}, 5)
 
 
+def test_post_redirect_get() -> None:
+    browser = Client()
+    response = browser.post("/order/", follow=True)
+    assert json.loads(response.content) == {"seen": True, "db": "default"}
+    again, _ = response.redirect_chain[-1]
+    assert json.loads(browser.get(again).content) == {"seen": True, "db": "default"}
+    assert json.loads(Client().get(again).content)["db"] == "replica1", "another browser waits for nobody"
+    eventually(lambda: json.loads(browser.get(again).content) == {"seen": True, "db": "replica1"}, 5)
+
+
+def _performed(kind: str, name: str, method: str) -> tuple[Client, dict]:
+    browser = Client()
+    response = browser.generic(method, "/perform/", QUERY_STRING=urlencode({"kind": kind, "name": name}))
+    return browser, json.loads(response.content)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_a_view_wrote_it_reads_and_so_does_the_next(method: str) -> None:
+    for kind, name in [*(("WRITES", name) for name in WRITES), *(("SEEN", name) for name in SEEN)]:
+        browser, seen = _performed(kind, name, method)
+        assert seen == {"before": "replica1", "after": "default"}, name
+        assert get(browser, "read") == {"db": "default"}, name
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_view_that_wrote_nothing_pins_nobody(method: str) -> None:
+    for name in READS:
+        browser, seen = _performed("READS", name, method)
+        assert seen == {"before": "replica1", "after": "replica1"}, name
+        assert COOKIE not in browser.cookies, name
+
+
 def test_one_cookie_and_only_after_a_write() -> None:
     browser = Client()
     assert COOKIE not in browser.get("/read/").cookies
@@ -154,7 +199,7 @@ def test_a_client_without_cookies_sends_the_header() -> None:
 
 def test_a_login_is_seen_at_once() -> None:
     browser = Client()
-    browser.get("/enter/")
+    assert json.loads(browser.post("/enter/", follow=True).content)["user"] == "ann"
     assert get(browser, "who")["user"] == "ann"
     assert Session.objects.all().db == "default"
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection, connections, transaction
-from django.db.models import F, Func, IntegerField, Value
+from django.db.models import Value
+from psycopg import IsolationLevel
 
 from django_scaledb.routing import current_token, explain, registry, use_primary, use_replica, use_token
 from django_scaledb.routing.policy import Reason
 from django_scaledb.testing import Cluster
 from tests.routing import eventually, migrate, routed
-from tests.testapp.models import Account, Event, Tag
+from tests.routing_operations import READS, SEEN, WRITES, atomic, old, prepare, raw, where
+from tests.testapp.models import Account, Event
 
 pytestmark = pytest.mark.cluster
 
@@ -24,15 +28,7 @@ pytestmark = pytest.mark.cluster
 def lagging(request: pytest.FixtureRequest, django_db_setup: None, django_db_blocker) -> Iterator[Cluster]:
     with Cluster(1) as cluster, django_db_blocker.unblock():
         migrate(cluster)
-        cluster.primary.execute(
-            "CREATE FUNCTION writes() RETURNS int LANGUAGE sql AS "
-            "$$ INSERT INTO testapp_account (name) VALUES ('by function') RETURNING 1 $$",
-            dbname="app",
-        )
-        cluster.primary.execute("INSERT INTO testapp_account (name) VALUES ('old')", dbname="app")
-        cluster.primary.execute("CREATE VIEW writing AS SELECT writes() AS n", dbname="app")
-        cluster.primary.execute("GRANT SELECT ON writing TO app", dbname="app")
-        cluster.wait_for_catchup()
+        prepare(cluster)
         cluster.standbys[0].set_lag(3)
         yield cluster
 
@@ -49,113 +45,6 @@ def _in_a_context_of_its_own(lagging: Cluster) -> Iterator[None]:
         yield
 
 
-def where() -> str:
-    return Account.objects.all().db
-
-
-def account(name: str = "x") -> Account:
-    """One that is on both servers: made without this context's knowledge."""
-    with connections["default"].cursor() as cursor:
-        tracker, cursor.cursor.routing_tracker = cursor.cursor.routing_tracker, None
-        cursor.execute("INSERT INTO testapp_account (name) VALUES (%s) RETURNING id", [name])
-        (pk,) = cursor.fetchone()
-        cursor.cursor.routing_tracker = tracker
-    return Account(pk=pk, name=name)
-
-
-def _raw(sql: str) -> Callable[[], None]:
-    def run() -> None:
-        with connection.cursor() as cursor:
-            cursor.execute(sql)
-
-    return run
-
-
-def _copy() -> None:
-    with connection.cursor() as cursor, cursor.copy("COPY testapp_account (name) FROM STDIN") as copy:
-        copy.write_row(["copied"])
-
-
-def _atomic(*operations: Callable[[], object]) -> Callable[[], None]:
-    def run() -> None:
-        with transaction.atomic():
-            for operation in operations:
-                operation()
-
-    return run
-
-
-def _manual() -> None:
-    transaction.set_autocommit(False)
-    try:
-        Account.objects.create(name="manual")
-        transaction.commit()
-    finally:
-        transaction.set_autocommit(True)
-
-
-def _savepoint() -> None:
-    with transaction.atomic():
-        try:
-            with transaction.atomic():
-                Account.objects.create(name="undone")
-                raise LookupError
-        except LookupError:
-            Account.objects.create(name="kept")
-
-
-def _async_commit() -> None:
-    with transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute("SET LOCAL synchronous_commit = off")
-        Account.objects.create(name="soon on disk")
-
-
-def _function() -> None:
-    list(Tag.objects.using("default").annotate(n=Func(function="writes", output_field=IntegerField()))[:1])
-
-
-INSERT = "INSERT INTO testapp_account (name) VALUES ('raw')"
-WRITES: dict[str, Callable[[], object]] = {
-    "create": lambda: Account.objects.create(name="a"),
-    "save": lambda: Account(name="a").save(),
-    "save using": lambda: Account(name="a").save(using="default"),
-    "using": lambda: Account.objects.using("default").create(name="a"),
-    "update": lambda: Account.objects.exclude(name="old").update(name="b"),
-    "update F": lambda: Account.objects.update(name=F("name")),
-    "bulk_create": lambda: Account.objects.bulk_create([Account(name=str(n)) for n in range(3)]),
-    "delete": lambda: Account.objects.filter(name="nobody").delete() and account("d").delete(),
-    "queryset delete": lambda: (
-        account("gone") and Account.objects.using("default").filter(name="gone").delete()
-    ),
-    "get_or_create": lambda: Account.objects.get_or_create(name="new one"),
-    "update_or_create": lambda: Account.objects.update_or_create(name="new two"),
-    "many to many": lambda: _tagged(),
-    "raw": _raw(INSERT),
-    "raw with": _raw(f"WITH added AS ({INSERT} RETURNING id) SELECT * FROM added"),
-    "raw several": _raw(f"SELECT 1; {INSERT}"),
-    "raw comment": _raw(f"/* note */ -- more\n{INSERT}"),
-    "raw do": _raw(f"DO $$ BEGIN {INSERT}; END $$"),
-    "raw by hand": _raw(f"BEGIN; {INSERT}; COMMIT"),
-    "raw function": _raw("SELECT writes()"),
-    "raw explain": _raw(f"EXPLAIN ANALYZE {INSERT}"),
-    "ddl": _raw("CREATE TABLE IF NOT EXISTS made (n int)"),
-    "copy": _copy,
-    "atomic": _atomic(lambda: Account.objects.create(name="a")),
-    "atomic raw function": _atomic(_raw("SELECT writes()")),
-    "atomic view that writes": _atomic(_raw("SELECT * FROM writing")),
-    "atomic copy": _atomic(_copy),
-    "autocommit off": _manual,
-    "savepoint": _savepoint,
-    "synchronous_commit=off": _async_commit,
-}
-
-
-def _tagged() -> None:
-    event = Event.objects.create(happened_at="2026-11-01T00:00Z", size=1)
-    event.tags.add(Tag.objects.create(name="t"))
-
-
 @pytest.mark.parametrize("name", WRITES)
 def test_what_was_written_is_not_read_from_a_replica_that_lacks_it(name: str) -> None:
     WRITES[name]()
@@ -164,44 +53,9 @@ def test_what_was_written_is_not_read_from_a_replica_that_lacks_it(name: str) ->
     assert current_token()
 
 
-READS: dict[str, Callable[[], object]] = {
-    "instance": lambda: Account(name="a"),
-    "related instance": lambda: Event(account=account()),
-    "full_clean": lambda: Event(account=_seen(), happened_at="2026-11-01T00:00Z").full_clean(),
-    "get_or_create hit": lambda: Account.objects.get_or_create(pk=_seen().pk),
-    "read-only transaction": _atomic(lambda: list(Account.objects.all()[:3])),
-    "read-only raw transaction": _atomic(_raw("SELECT count(*) FROM testapp_account WHERE name = 'INSERT'")),
-    "raw read": _raw("SELECT upper(name) FROM testapp_account"),
-    "raw read of an unknown function": _raw("SELECT pg_advisory_unlock_all()"),
-    "rollback": lambda: _rolled_back(),
-    "failed write": lambda: _failing(),
-    "set": _raw("SET work_mem = '4MB'"),
-    "using the primary": lambda: list(Account.objects.using("default")[:1]),
-    "primary block": lambda: _in_primary(),
-    "iterator": lambda: list(Account.objects.using("default").iterator()),
-    "refresh": lambda: _seen().refresh_from_db(),
-}
-
-
-def _seen() -> Account:
-    """One that is on both servers."""
-    return Account.objects.using("replica1").get(name="old")
-
-
-def _rolled_back() -> None:
-    with transaction.atomic():
-        Account.objects.create(name="never")
-        transaction.set_rollback(True)
-
-
-def _failing() -> None:
-    with pytest.raises(Exception, match="does not exist"):
-        _raw("INSERT INTO nowhere VALUES (1)")()
-
-
-def _in_primary() -> None:
-    with use_primary():
-        list(Account.objects.all()[:1])
+@pytest.mark.parametrize("name", SEEN)
+def test_what_was_written_is_read(name: str) -> None:
+    SEEN[name]()
 
 
 @pytest.mark.parametrize("name", READS)
@@ -213,10 +67,69 @@ def test_what_wrote_nothing_pins_nothing(name: str) -> None:
 
 def test_an_error_in_autocommit_names_the_place_in_the_text_that_was_sent() -> None:
     with pytest.raises(Exception, match="does not exist") as caught:
-        _raw("UPDATE testapp_account SET nothing = 1")()
+        raw("UPDATE testapp_account SET nothing = 1")()
 
     assert "LINE 1: UPDATE testapp_account SET nothing" in str(caught.value)
     assert caught.value.__cause__.diag.statement_position == "28"
+
+
+def test_an_error_of_a_transactions_first_statement_names_its_place_too() -> None:
+    with pytest.raises(Exception, match="does not exist") as caught, transaction.atomic():
+        raw("UPDATE testapp_account SET nothing = 1")()
+    assert "LINE 1: UPDATE testapp_account SET nothing" in str(caught.value)
+    with pytest.raises(Exception, match="value too long"), transaction.atomic():
+        Account.objects.create(name="x" * 51)
+    with transaction.atomic():
+        with pytest.raises(Exception, match="syntax error"), transaction.atomic():
+            raw("SELECT FROM FROM")()
+        Account.objects.create(name="after a savepoint")
+    assert where() == "default"
+
+
+def _messages(operation: Callable[[], object]) -> list[str]:
+    """The messages that `operation` sends to the primary, as libpq traces them."""
+    connection.ensure_connection()
+    pgconn = connection.connection.pgconn
+    with tempfile.TemporaryFile("w+") as trace:
+        pgconn.trace(trace.fileno())
+        try:
+            operation()
+        finally:
+            pgconn.untrace()
+        trace.seek(0)
+        lines = re.split(r"^\d[-\d]+ [\d:.]+\t", trace.read(), flags=re.M)
+        return [line.split("\t", 3)[-1].strip(' "\n') for line in lines if line.startswith("F")]
+
+
+def test_a_position_travels_with_its_commit() -> None:
+    """Nothing makes a round trip of its own, neither the position nor BEGIN."""
+    insert = "INSERT INTO testapp_account (name) VALUES ('raw')"
+    position = "SELECT pg_current_wal_insert_lsn()"
+    has_written = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
+    write, read = raw(insert), raw("SELECT 1")
+    write()
+
+    assert _messages(write) == [f"BEGIN;{insert}\n;COMMIT;{position}"]
+    assert _messages(atomic(write, write)) == [f"BEGIN;{insert}", insert, f"COMMIT;{position}"]
+    assert _messages(atomic(read, write)) == ["BEGIN;SELECT 1", insert, f"COMMIT;{position}"]
+    assert _messages(atomic(raw("SELECT writes()"))) == [
+        "BEGIN;SELECT writes()",
+        f"{has_written};COMMIT;{position}",
+    ]
+    assert _messages(atomic(read)) == ["BEGIN;SELECT 1", f"{has_written};COMMIT"]
+    assert _messages(read) == ["SELECT 1"]
+    assert _messages(atomic()) == []
+
+
+def test_a_transaction_begins_as_it_was_told() -> None:
+    connection.ensure_connection()
+    connection.connection.isolation_level = IsolationLevel.REPEATABLE_READ
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT current_setting('transaction_isolation')")
+            assert cursor.fetchone() == ("repeatable read",)
+    finally:
+        connection.connection.isolation_level = None
 
 
 def test_the_results_of_a_write_are_its_own() -> None:
@@ -249,9 +162,9 @@ def test_a_transaction_reads_from_the_primary_and_its_hooks_see_the_write() -> N
 
 
 def test_a_transaction_begun_by_hand_reads_from_the_primary() -> None:
-    _raw("BEGIN")()
+    raw("BEGIN")()
     assert explain(Account).reason is Reason.TRANSACTION
-    _raw("ROLLBACK")()
+    raw("ROLLBACK")()
     assert where() == "replica1"
 
 
@@ -262,7 +175,7 @@ def test_locked_rows_come_from_the_primary() -> None:
 
 
 def test_an_instance_from_a_replica_is_saved_on_the_primary() -> None:
-    found = Account.objects.get(pk=_seen().pk)
+    found = Account.objects.get(pk=old().pk)
     assert found._state.db == "replica1"
     found.save()
     assert where() == "default"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psycopg
@@ -11,17 +12,22 @@ import pytest
 
 from django_scaledb.testing import Cluster
 from tests.project import Project
-from tests.traffic import FILL, ORDERS, PARTITIONED_ORDERS, Traffic
+from tests.traffic import ADOPTED, FILL, MORE, ORDERS, PARTITIONED_ORDERS, Traffic
 
 NUMBERS = itertools.count()
 
 
-def prepare(folder: Path, server: Cluster, rows: int) -> Project:
-    project = Project(folder, server, f"traffic_{next(NUMBERS)}")
+def prepare(
+    folder: Path, server: Cluster, rows: int, owners: Iterable[int], *, routed: bool = False
+) -> Project:
+    """A project with so many rows that nobody writes, and a hundred for each of the writers `owners`."""
+    project = Project(folder, server, f"traffic_{next(NUMBERS)}", routed=routed)
     project.models(ORDERS)
     project.manage("makemigrations", "shop")
     project.manage("migrate", "-v", "0")
-    project.execute(FILL.format(rows=rows))
+    # Those of the writers in the middle: copied while they are written.
+    project.execute(FILL.format(rows=rows - rows // 2))
+    project.execute("".join(ADOPTED.format(owner=owner) for owner in owners) + MORE.format(rows=rows // 2))
     return project
 
 
@@ -67,7 +73,7 @@ def convert(project: Project, strategy: str, seconds: float = 1.0) -> list[dict]
 @pytest.mark.parametrize("strategy", ["attach", "copy"])
 def test_clients_of_both_kinds_notice_nothing(tmp_path, server, strategy):
     rows = 30_000
-    project = prepare(tmp_path, server, rows)
+    project = prepare(tmp_path, server, rows, (*range(100, 104), *range(200, 204)))
     seen = convert(project, strategy)
     check(project, seen, rows)
     # The machine that runs this may be busy with something else; the benchmark measures the stall.
@@ -76,7 +82,7 @@ def test_clients_of_both_kinds_notice_nothing(tmp_path, server, strategy):
 
 def test_an_attached_partition_is_split_by_period_while_clients_go_on(tmp_path, server):
     rows = 20_000
-    project = prepare(tmp_path, server, rows)
+    project = prepare(tmp_path, server, rows, range(100, 104))
     project.execute("ALTER TABLE shop_order SET (fillfactor = 90)")
     project.models(PARTITIONED_ORDERS)
     project.manage("makemigrations", "shop")

@@ -153,7 +153,7 @@ def test_what_is_said_of_a_detached_table() -> None:
     )
     assert note(state=State.ARCHIVED, archived_at=day("2026-05-03")) == "archived 2026-05-03"
     assert note(detached_at=day("2026-05-12"), archived_at=day("2026-05-13")) == (
-        "detached 2026-05-12, archived 2026-05-13, will be dropped after 2026-05-19"
+        "detached 2026-05-12, archived 2026-05-13, will be dropped after 2026-05-20"
     )
 
 

@@ -40,6 +40,11 @@ class DatabaseWrapper(CounterConnectionMixin, RoutedConnectionMixin, psqlextra.D
         else:
             super(psqlextra.DatabaseWrapper, self).prepare_database()
 
+    @property
+    def is_followed(self) -> bool:
+        # A primary with replicas recognises writes by what its cursors run.
+        return self.routing_set is not None or super().is_followed
+
     @cached_property
     def wrap_database_errors(self) -> _ErrorWrapper:
         return _ErrorWrapper(self)
@@ -54,6 +59,8 @@ class _ErrorWrapper(DatabaseErrorWrapper):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> Any:
-        if exc_value is not None and (error := errors.translate(exc_value)) is not None:
+        if exc_value is None:
+            return None
+        if (error := errors.translate(exc_value)) is not None:
             raise error.with_traceback(traceback) from exc_value
         return super().__exit__(exc_type, exc_value, traceback)

@@ -14,7 +14,7 @@ from enum import Enum
 from django_scaledb.exceptions import PlanError
 from django_scaledb.partitions.bounds import Bound, Range, Unbounded, sort_key
 from django_scaledb.partitions.config import PartitionConfig, RetentionAction
-from django_scaledb.partitions.plan import Partition, State, missing
+from django_scaledb.partitions.plan import Partition, State, grace_ends, missing
 from django_scaledb.postgres.identifiers import TableName
 
 TOP = 18.0
@@ -201,20 +201,17 @@ def dropped_at(config: PartitionConfig, partition: Partition) -> datetime | None
     """From when on a rotation drops a detached table; None where none will."""
     if (
         config.retention is None
-        or config.retention_action is RetentionAction.DETACH
         or partition.state is not State.DETACHED
         or not partition.managed
-        or partition.detached_at is None
         or partition.held_since is not None
-        or (config.retention_action is RetentionAction.ARCHIVE and partition.archived_at is None)
         or partition.range is None
         or isinstance(partition.range.upper, Unbounded)
     ):
         return None
     try:
-        grace_ends = config.detached_for.add(partition.detached_at, config.zone)
+        ends = grace_ends(config, partition)
         # Retention that was lengthened since takes the table back until it is past it again.
-        return max(grace_ends, config.retention.add(partition.range.upper, config.period_zone))
+        return ends and max(ends, config.retention.add(partition.range.upper, config.period_zone))
     except PlanError:  # beyond the calendar
         return None
 
@@ -275,7 +272,8 @@ class _Axis:
         ends = _closed_ends(ranges)
         if not ends and now is not None:  # nothing but open ends
             ends = [now - timedelta(days=1), now + timedelta(days=1)]
-        self.first, self.last = (min(ends), max(ends)) if ends else (None, None)
+        self.first: datetime | None = min(ends, default=None)
+        self.last: datetime | None = max(ends, default=None)
         if self.first is None or self.last is None:
             return
         stub = (self.last - self.first) * _STUB or timedelta(days=1)

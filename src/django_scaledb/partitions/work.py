@@ -12,7 +12,7 @@ from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_scaledb.exceptions import DDLError
-from django_scaledb.partitions import ddl, hooks, inspection
+from django_scaledb.partitions import ddl, hooks, inheritance, inspection
 from django_scaledb.partitions.archive import state, writer
 from django_scaledb.partitions.bounds import Range, label
 from django_scaledb.partitions.catalog import Member, PartitionSet
@@ -98,7 +98,7 @@ class Worker:
             yield self._create(action)
         elif isinstance(action, CreateDefault):
             table = self._new_name(action)
-            beside = hooks.on_create(self.connection, self.model, table)
+            beside = self._beside(table)
             yield Task(ddl.create_default(self.parent, table, beside=beside))
         else:
             member = self.parent.member(action.partition.table)
@@ -133,9 +133,14 @@ class Worker:
     def _create(self, action: Create) -> Task:
         table = self._new_name(action)
         moving = self._moving(table, action.range)
-        beside = hooks.on_create(self.connection, self.model, table)
+        beside = self._beside(table)
         step = ddl.create(self.parent, self.config, action.range, table, moving=moving, beside=beside)
         return Task(step, bounded=not self.drain_default)
+
+    def _beside(self, table: TableName) -> tuple[Statement, ...]:
+        """What the new table is to have of its siblings, and what other features want on it."""
+        own = inheritance.settings(self.connection, self.model, table)
+        return (*own, *hooks.on_create(self.connection, self.model, table))
 
     def _moving(self, table: TableName, wanted: Range) -> tuple[Statement, ...]:
         default = self.parent.default
@@ -209,11 +214,10 @@ class Worker:
         step = ddl.drop(member, beside=[state.dropped(marker.archive, self.now)])
         if self.config.retention_action is not RetentionAction.ARCHIVE:
             return Task(step, guard=partial(_still_detached, member))
-        manifest = writer.require_copy(self.connection, member)
 
         def guard(cursor: Any) -> None:
             _still_detached(member, cursor)
-            writer.unchanged(member, manifest, cursor)
+            writer.require_copy(self.connection, member, cursor)
 
         return Task(step, guard=guard, bounded=False)
 

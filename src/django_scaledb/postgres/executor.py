@@ -205,8 +205,9 @@ class Executor:
                 raise _InTheWay
             if guard is not None:
                 guard(cursor)
-            for statement in step.statements:
-                cursor.execute(self._text(statement.query))
+            texts = [self._text(statement.query) for statement in step.statements]
+            for text in [";\n".join(texts)] if step.together else texts:
+                cursor.execute(text)
             for name, value in before.items():  # SET LOCAL would last until the caller's COMMIT
                 cursor.execute("SELECT set_config(%s, %s, true)", [name, value])
 
@@ -308,7 +309,8 @@ class Executor:
         if state == _INSUFFICIENT_PRIVILEGE:
             return DDLError(
                 f"cannot {step.summary}: {message(error)} (connected as {self._role()!r}); this takes the "
-                "rights of the table's owner, and CREATE on its schema: connect as the owner, or GRANT them"
+                "rights of the table's owner, CREATE on its schema and TEMPORARY on the database: connect as "
+                "the owner, or GRANT them"
             )
         if state == _QUERY_CANCELED and step.transactional:
             return DDLError(

@@ -34,12 +34,16 @@ class Step:
     (SHARE ROW EXCLUSIVE on the target of a foreign key, ACCESS EXCLUSIVE anywhere). The executor
     asks for them with NOWAIT before anything else and tries again later, so that nobody ever
     stands behind a lock that we do not have yet.
+
+    With `together` the statements are sent as one text: what counts is how long the locks are held,
+    and a network's way there and back for each statement would be most of that.
     """
 
     summary: str
     statements: tuple[Statement, ...]
     transactional: bool = True
     nowait: tuple[Lock, ...] = ()
+    together: bool = False
 
     def __post_init__(self) -> None:
         if not self.transactional and len(self.statements) != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 else:
     _DatabaseWrapper = object
 
+_NOTHING = nullcontext()
 #: Seconds; libpq waits two at least.
 _CONNECT_TIMEOUT = 2
 #: Seconds that a replica's pool has for finding a connection.
@@ -157,7 +159,10 @@ class RoutedConnectionMixin(_DatabaseWrapper):  # type: ignore[misc]  # Any
         if self.routing_set is None or self.connection is None:
             super()._commit()
             return
-        with debug_transaction(self, "COMMIT"), self.wrap_database_errors:
+        with (
+            debug_transaction(self, "COMMIT") if self.queries_logged else _NOTHING,
+            self.wrap_database_errors,
+        ):
             done = self.routing_writes.commit(self.connection)
         if not done:
             super()._commit()

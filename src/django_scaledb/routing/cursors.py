@@ -14,7 +14,7 @@ from django.db.backends.utils import CursorWrapper
 from django.db.utils import Error
 from psycopg import generators
 from psycopg.adapt import Transformer
-from psycopg.pq import ExecStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 
 from django_scaledb.routing.statements import Kind, classify
 from django_scaledb.routing.token import parse_lsn
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 else:
     _Cursor = _Wrapper = object
 
+FATAL_ERROR = int(ExecStatus.FATAL_ERROR)
+_IDLE = int(TransactionStatus.IDLE)
+_CAN_BEGIN = hasattr(psycopg.Connection, "_get_tx_start_command")
 _KNOWN = all(hasattr(psycopg.Cursor, name) for name in ("_reset", "_convert_query", "_set_results"))
 #: What goes before a statement in its message, what behind it, and which of the results is the statement's.
 Around = tuple[bytes, bytes, int]
@@ -61,9 +64,9 @@ class _AroundMixin(_Cursor):
             composed = self._query = self._convert_query(query, params)
             pgconn.send_query(before + composed.query + behind)
             results: list[Any] = connection.wait(receive(pgconn))
-        for result in results:
-            if result.status == ExecStatus.FATAL_ERROR:
-                raise psycopg.errors.error_from_result(result, encoding=self._encoding).with_traceback(None)
+        # After an error PostgreSQL runs nothing that follows.
+        if (last := results[-1]).status == FATAL_ERROR:
+            raise psycopg.errors.error_from_result(last, encoding=self._encoding).with_traceback(None)
         self._set_results(results[which : which + 1])
         self._last_query = query
         return results
@@ -71,6 +74,17 @@ class _AroundMixin(_Cursor):
     def routing_can_add(self) -> bool:
         """Whether statements go to the server as one text, which takes more of them."""
         return _KNOWN and isinstance(self, psycopg.ClientCursor) and not self._conn._pipeline
+
+    def routing_can_begin(self) -> bool:
+        """Whether psycopg would send a BEGIN before the next statement, and it can be sent with that."""
+        connection: Any = self._conn
+        return (
+            _CAN_BEGIN
+            and not connection.autocommit
+            and self._pgconn.transaction_status == _IDLE
+            and not connection._tpc
+            and self.routing_can_add()
+        )
 
 
 class TrackingCursorMixin(_AroundMixin):
@@ -80,7 +94,11 @@ class TrackingCursorMixin(_AroundMixin):
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         tracker = self.routing_tracker
-        if tracker is None or (type(query) is str and classify(query) is Kind.READ):
+        if tracker is None or (
+            type(query) is str
+            and classify(query) is Kind.READ
+            and (self._conn.autocommit or self._pgconn.transaction_status != _IDLE)
+        ):
             return super().execute(query, params, **options)
         return tracker.execute(self, super().execute, query, params, options)
 

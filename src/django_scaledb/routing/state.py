@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import wraps
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -49,7 +50,8 @@ class Scope:
         #: Not empty when anything was written or seen; complete when `unread` is empty.
         self.known: dict[int, _Plain] = {}
         self._add(self.known, (positions or {}).values())
-        self.unread: list[tuple[object, Identity, bytes | None]] = []
+        #: By which thread, in whose log, where.
+        self.unread: list[tuple[int, Identity, bytes | None]] = []
         self.lock = threading.Lock()
         #: Those that were reached here and did not come from outside.
         self.own: dict[int, _Plain] = {}
@@ -68,10 +70,10 @@ class Scope:
             self._add(self.known, positions)
             self._add(self.own, positions)
 
-    def wrote(self, by: object, identity: Identity, text: bytes | None) -> None:
-        """A write `by` one connection ended at `text` in the log of `identity`; None: nobody could ask."""
+    def wrote(self, identity: Identity, text: bytes | None) -> None:
+        """A write of ours ended at `text` in the log of `identity`; None when nobody could ask."""
         self.written = True
-        self.unread.append((by, identity, text))
+        self.unread.append((get_ident(), identity, text))
         if not self.known:
             self.known[identity.system] = (identity.system, identity.timeline, 0)
         elif len(self.unread) >= _UNREAD:
@@ -80,6 +82,7 @@ class Scope:
     def _read(self) -> None:
         with self.lock:
             unread = self.unread[:]
+            # What one thread writes ends ever later.
             last = {(by, identity.system): (identity, text) for by, identity, text in unread}
             positions = [identity.position(text) for identity, text in last.values()]
             self._add(self.known, positions)

@@ -5,11 +5,16 @@ visible), and from `pg_current_wal_insert_lsn()` (with ``synchronous_commit = of
 flushed position are too low). It is asked for in the same message as the COMMIT, so that it costs no round
 trip:
 
+- the first statement of a transaction is sent with its BEGIN, for which psycopg makes a round trip: that is
+  more than the position costs;
 - a transaction that may have written ends with ``COMMIT; SELECT pg_current_wal_insert_lsn()``;
-- one whose statements only read, as far as their text tells, is also asked whether it has a transaction id,
-  so that a view or an operator that writes is not missed, and a transaction that only read is no write;
-- a single statement in autocommit mode is sent as ``BEGIN; statement; COMMIT; SELECT ...``. Should
-  PostgreSQL find fault with its text, it is sent again by itself, so that the error's position is right.
+- one that may have, a function for instance, is also asked whether it has a transaction id;
+- one whose statements only read, as far as their text tells, is asked for nothing else: a view or an operator
+  that writes is not missed, and a transaction that only read is no write;
+- a single statement in autocommit mode is sent as ``BEGIN; statement; COMMIT; SELECT ...``.
+
+Should PostgreSQL find fault with the text of a statement that was sent behind a BEGIN, it is sent again by
+itself, so that the error's position is right.
 
 What must not stand in a transaction block (COPY, DO, CALL, DDL, several statements) is run as it is, and the
 position fetched after it.
@@ -23,10 +28,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import TransactionStatus
 
 from django_scaledb.routing import queries
-from django_scaledb.routing.cursors import Around, receive
+from django_scaledb.routing.cursors import FATAL_ERROR, Around, receive
 from django_scaledb.routing.state import current, outermost
 from django_scaledb.routing.statements import Kind, classify
 from django_scaledb.routing.token import Identity, Layout
@@ -38,6 +43,7 @@ _POSITION = b"SELECT pg_current_wal_insert_lsn()"
 _HAS_WRITTEN = b"SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
 _COMMIT = b"COMMIT;" + _POSITION
 _ASK_AND_COMMIT = _HAS_WRITTEN + b";" + _COMMIT
+_ASK_ONLY = _HAS_WRITTEN + b";COMMIT"
 # A line of its own: the statement may end in a comment.
 _SINGLE: Around = (b"BEGIN;", b"\n;" + _COMMIT, 1)
 _SINGLE_IN_DOUBT: Around = (b"BEGIN;", b"\n;" + _ASK_AND_COMMIT, 1)
@@ -45,6 +51,9 @@ _SINGLE_IN_DOUBT: Around = (b"BEGIN;", b"\n;" + _ASK_AND_COMMIT, 1)
 _IDENTITY_AGE = 1.0
 
 _HARMLESS = frozenset([Kind.READ, Kind.NEUTRAL])
+_MAY_FOLLOW_BEGIN = frozenset([Kind.READ, Kind.WRITE, Kind.MAYBE])
+# As plain numbers: looking up a member of an Enum takes longer than all that is done with it.
+_IDLE, _IN_TRANSACTION = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
 
 
 class WriteTracker:
@@ -80,16 +89,18 @@ class WriteTracker:
         self, cursor: Any, run: Callable[..., Any], query: Any, params: Any, options: dict[str, Any]
     ) -> Any:
         """Run `query` on `cursor`, whose own method is `run`."""
-        kind = classify(query if isinstance(query, str) else _text(query, cursor))
-        if kind is Kind.READ:
-            return run(query, params, **options)
+        kind = classify(query if type(query) is str else _text(query, cursor))
         connection = cursor.connection
         if not self._is_autocommit(connection):
             try:
+                if kind in _MAY_FOLLOW_BEGIN and not options and cursor.routing_can_begin():
+                    return self._with_begin(cursor, run, query, params)
                 return run(query, params, **options)
             finally:
                 self._within_transaction(kind, connection)
-        if kind in (Kind.WRITE, Kind.MAYBE):
+        if kind is Kind.READ:
+            return run(query, params, **options)
+        if kind is Kind.WRITE or kind is Kind.MAYBE:
             if not options and cursor.routing_can_add():
                 return self._in_one_message(cursor, run, query, params, ask=kind is Kind.MAYBE)
             result = run(query, params, **options)
@@ -126,7 +137,7 @@ class WriteTracker:
             self._after_unknown(connection)
 
     def _is_autocommit(self, connection: Any) -> bool:
-        return bool(connection.autocommit) and connection.pgconn.transaction_status == TransactionStatus.IDLE
+        return bool(connection.autocommit) and connection.pgconn.transaction_status == _IDLE
 
     def _within_transaction(self, kind: Kind, connection: Any) -> None:
         if kind is Kind.CONTROL:
@@ -163,19 +174,34 @@ class WriteTracker:
 
     def commit(self, connection: Any) -> bool:
         """Commit and learn the position; False when there is nothing of ours to do, and nothing was done."""
-        if connection.pgconn.transaction_status != TransactionStatus.INTRANS or connection._num_transactions:
+        pgconn = connection.pgconn
+        if pgconn.transaction_status != _IN_TRANSACTION or connection._num_transactions:
             self.forget()
             return False
-        if connection.pgconn.parameter_status(b"in_hot_standby") == b"on":
+        if pgconn.parameter_status(b"in_hot_standby") == b"on":
             return False
-        ask = not self.certain
+        certain, in_doubt = self.certain, self.in_doubt
         try:
-            results = _run(connection, _ASK_AND_COMMIT if ask else _COMMIT)
+            results = _run(connection, _COMMIT if certain else _ASK_AND_COMMIT if in_doubt else _ASK_ONLY)
         finally:
-            self.forget()
-        if not ask or results[0].get_value(0, 0) == b"t":
-            self._arrived(connection, results[-1].get_value(0, 0))
+            self.in_doubt = self.certain = False
+        if certain or results[0].get_value(0, 0) == b"t":
+            if certain or in_doubt:
+                self._arrived(connection, results[-1].get_value(0, 0))
+            else:
+                self._fetch_position(connection)
         return True
+
+    def _with_begin(self, cursor: Any, run: Callable[..., Any], query: Any, params: Any) -> Any:
+        connection = cursor.connection
+        try:
+            cursor.routing_run(query, params, (connection._get_tx_start_command() + b";", b"", 1))
+        except psycopg.Error as error:
+            if connection.closed or error.diag.statement_position is None:
+                raise
+            connection.rollback()
+            return run(query, params)
+        return cursor
 
     def _in_one_message(
         self, cursor: Any, run: Callable[..., Any], query: Any, params: Any, *, ask: bool
@@ -209,7 +235,7 @@ class WriteTracker:
         log = self.wrapper._routing_set.identity
         if log is not self._log:
             log = self._find_log(connection)
-        (current.get() or outermost()).scope.wrote(self, log, position)
+        (current.get() or outermost()).scope.wrote(log, position)
 
     def _find_log(self, connection: Any) -> Identity:
         members = self.members
@@ -242,9 +268,9 @@ def _run(connection: Any, query: bytes) -> Any:
     with connection.lock:
         pgconn.send_query(query)
         results = connection.wait(receive(pgconn))
-    for result in results:
-        if result.status == ExecStatus.FATAL_ERROR:
-            raise psycopg.errors.error_from_result(result)
+    # After an error PostgreSQL runs nothing that follows.
+    if results[-1].status == FATAL_ERROR:
+        raise psycopg.errors.error_from_result(results[-1])
     return results
 
 

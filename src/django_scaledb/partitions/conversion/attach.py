@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from psycopg import sql
 
 from django_scaledb.partitions import hooks
-from django_scaledb.partitions.conversion import carry, swap
+from django_scaledb.partitions.conversion import carry, names, preflight, swap
 from django_scaledb.partitions.conversion.job import Job
 from django_scaledb.partitions.conversion.stages import (
     INDEX_ROWS_PER_SECOND,
@@ -128,9 +128,12 @@ def drop_check(table: TableName) -> Step:
 
 
 def _swap(job: Job) -> Stage:
+    guard = None
     if not job.dry_run:
-        found = job.original(job.look(job.table))
-        job.note(inventory=found.as_json())
+        found, guard = job.observe()
+        preflight.refuse_altered(found, job.config, job.pk_column)
+        job.names = names.renewed(job.connection, found, job.names)
+        job.note(inventory=found.as_json(), names=job.names.as_json())
         job.inventory = found
     step = swap.by_attaching(
         job.inventory,
@@ -141,7 +144,7 @@ def _swap(job: Job) -> Stage:
         beside=hooks.on_create(job.connection, job.model, job.names.aside_table),
         after=job.reach(Phase.SWAPPED),
     )
-    return Stage("swap", step, guard=job.unchanged(job.inventory))
+    return Stage("swap", step, guard=guard)
 
 
 def foreign_keys(job: Job, table: TableName) -> Iterator[Stage]:

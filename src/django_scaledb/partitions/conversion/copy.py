@@ -16,17 +16,18 @@ from django_scaledb.exceptions import DDLError
 from django_scaledb.partitions import catalog, ddl, hooks, inspection
 from django_scaledb.partitions.bounds import Range, Unbounded, label
 from django_scaledb.partitions.catalog import PartitionSet
-from django_scaledb.partitions.conversion import attach, carry, filling, swap, sync
+from django_scaledb.partitions.conversion import attach, carry, filling, preflight, swap, sync
 from django_scaledb.partitions.conversion.ceiling import moment_of
 from django_scaledb.partitions.conversion.errors import TableChanged
-from django_scaledb.partitions.conversion.job import Job, utc_now
+from django_scaledb.partitions.conversion.inventory import Inventory
+from django_scaledb.partitions.conversion.job import Job, differences, utc_now
 from django_scaledb.partitions.conversion.stages import (
     COPY_ROWS_PER_SECOND,
     SCAN_BYTES_PER_SECOND,
     Cost,
     Stage,
 )
-from django_scaledb.partitions.conversion.state import Phase
+from django_scaledb.partitions.conversion.state import Phase, Strategy
 from django_scaledb.partitions.marker import Marker, MarkState
 from django_scaledb.partitions.plan import Create, plan, plan_span
 from django_scaledb.postgres.identifiers import TableName, fit
@@ -150,6 +151,10 @@ def ends(job: Job) -> tuple[datetime, datetime] | None:
 
 def begin_sync(job: Job) -> Stage:
     """From here on nothing can be written that the new table does not get."""
+    guard = None
+    if not job.dry_run:
+        found, guard = job.observe()
+        refuse_altered(job, found)
     statements = tuple(
         sync.create(job.inventory, job.names.function, job.table, job.names.staging_table, job.pk_columns)
     )
@@ -158,8 +163,25 @@ def begin_sync(job: Job) -> Stage:
         f"let {job.table} be written into {job.names.staging_table}, too",
         (*statements, *job.reach(Phase.COPYING)),
         nowait=(lock,),
+        together=True,
     )
-    return Stage("sync", step, guard=job.unchanged(job.inventory))
+    return Stage("sync", step, guard=guard)
+
+
+_MADE_AFTER = {
+    *("owner", "tablespace", "access_method", "options", "columns", "indexes", "constraints", "statistics"),
+    "replica_identity",
+}
+
+
+def refuse_altered(job: Job, found: Inventory) -> None:
+    """Raises `DDLError` when the table is not the one any more after which the new one was made."""
+    altered = [name for name in differences(job.inventory, found) if name in _MADE_AFTER]
+    if altered:
+        raise DDLError(
+            f"{job.table} was altered since its conversion was begun ({', '.join(altered)}); take it back "
+            "with --abort and begin again"
+        )
 
 
 def fill(job: Job, on_rows: OnRows) -> Stage:
@@ -253,17 +275,11 @@ def verify(job: Job) -> Stage:
 def _swap(job: Job) -> Stage:
     names, table = job.names, job.table
     catch_all = names.catch_all_table
+    observed = None
     if not job.dry_run:
-        found = job.original(job.look(table))
-        if (found.columns, found.indexes, found.constraints) != (
-            job.inventory.columns,
-            job.inventory.indexes,
-            job.inventory.constraints,
-        ):
-            raise DDLError(
-                f"{table} was altered since its rows began to be copied; take it back with --abort and "
-                "begin again"
-            )
+        found, observed = job.observe()
+        refuse_altered(job, found)
+        preflight.refuse_altered(found, job.config, job.pk_column, Strategy.COPY)
         job.note(inventory=found.as_json())
         job.inventory = found
     keep = names.staging_table.sibling(fit(table.name, "_default"))
@@ -289,10 +305,10 @@ def _swap(job: Job) -> Stage:
             *job.reach(Phase.SWAPPED),
         ],
     )
-    unchanged = job.unchanged(job.inventory)
 
     def guard(cursor: object) -> None:
-        unchanged(cursor)
+        if observed is not None:
+            observed(cursor)
         if not job.config.default_partition and job.has_rows(catch_all):
             raise TableChanged(f"{catch_all} has got rows for which there is no partition; run again")
 

@@ -9,10 +9,11 @@ PostgreSQL looks for deadlocks after `deadlock_timeout` (a second), and by then 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
-from django.db import OperationalError, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 from psycopg import sql
 
 from django_scaledb.conf import settings
@@ -131,13 +132,34 @@ class Filler:
 
 
 def replica_lag(connection: Any) -> float:
-    """Seconds that the slowest standby is behind; 0 where there is none, or we may not see it."""
+    """Seconds that the slowest standby is behind; 0 where there is none, or none that answers.
+
+    The primary tells of all its standbys, but only to members of pg_monitor; the replicas in the
+    settings are asked themselves.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT coalesce(max(extract(epoch FROM replay_lag)), 0)::float8 FROM pg_stat_replication "
-            "WHERE state = 'streaming' AND replay_lsn < pg_current_wal_lsn()"
+            "SELECT pg_current_wal_lsn(), (SELECT coalesce(max(extract(epoch FROM replay_lag)), 0)::float8 "
+            "FROM pg_stat_replication WHERE state = 'streaming' AND replay_lsn < pg_current_wal_lsn())"
         )
-        return float(cursor.fetchone()[0])
+        position, lag = cursor.fetchone()
+    for alias in _replicas(connection.alias):
+        with suppress(DatabaseError, InterfaceError), connections[alias].cursor() as cursor:
+            cursor.execute(
+                "SELECT coalesce(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()), 0)"
+                "::float8 WHERE pg_is_in_recovery() AND pg_last_wal_replay_lsn() < %s::pg_lsn",
+                [position],
+            )
+            row = cursor.fetchone()
+            lag = max(lag, row[0] if row else 0)
+    return float(lag)
+
+
+def _replicas(alias: str) -> Iterable[str]:
+    if alias == settings.PRIMARY:
+        return settings.REPLICAS
+    entry: Any = settings.MORE_PRIMARIES.get(alias, {})
+    return entry.get("REPLICAS", ())  # type: ignore[no-any-return]
 
 
 def compare(job: Job, first: TableName, second: TableName) -> tuple[tuple[int, str], tuple[int, str]]:

@@ -15,13 +15,14 @@ from psycopg import sql
 from django_scaledb.partitions import catalog, registry
 from django_scaledb.partitions.bounds import MINVALUE, Range
 from django_scaledb.partitions.config import PartitionConfig
+from django_scaledb.partitions.conversion import fingerprint, sync
 from django_scaledb.partitions.conversion import inventory as inventories
-from django_scaledb.partitions.conversion import sync
 from django_scaledb.partitions.conversion.errors import TableChanged
 from django_scaledb.partitions.conversion.inventory import Inventory
 from django_scaledb.partitions.conversion.names import Names
 from django_scaledb.partitions.conversion.state import Conversion, Phase
 from django_scaledb.partitions.conversion.swap import BOUNDS_CHECK
+from django_scaledb.postgres.executor import Guard
 from django_scaledb.postgres.identifiers import TableName
 from django_scaledb.postgres.statements import Statement
 
@@ -108,16 +109,24 @@ class Job:
         values["triggers"] = [t for t in values["triggers"] if t["name"] not in ours]
         return Inventory.from_json(values)
 
-    def unchanged(self, expected: Inventory) -> Any:
-        """A guard: the table is still as `expected`, now that nobody else can change it."""
+    def observe(self) -> tuple[Inventory, Guard]:
+        """The table as it is now, and a guard that raises `TableChanged` when it is not so any more.
+
+        The inventory takes tens of milliseconds to read, so it is read while nobody waits.
+        """
+        guard = self.unchanged(self.table)
+        return self.original(self.look(self.table)), guard
+
+    def unchanged(self, table: TableName) -> Guard:
+        """A guard: nothing has altered `table` since now."""
+        if self.dry_run:
+            return lambda cursor: None
+        with self.connection.cursor() as cursor:
+            before = fingerprint.read(cursor, table)
 
         def guard(cursor: Any) -> None:
-            found = self.original(inventories.read(cursor, expected.table))
-            if found.shape() != expected.shape():
-                raise TableChanged(
-                    f"{expected.table} was altered meanwhile "
-                    f"({', '.join(differences(expected, found))}); run again"
-                )
+            if fingerprint.read(cursor, table) != before:
+                raise TableChanged(f"{table} was altered meanwhile; run again")
 
         return guard
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -95,4 +95,18 @@ def choose(connection: BaseDatabaseWrapper, inventory: Inventory, *, aside: str)
         staged=each((index.name for index in inventory.indexes), "_new"),
         sequences=each((c.sequence.name for c in inventory.columns if c.sequence), aside),
         statistics=each((s.name for s in inventory.statistics), aside),
+    )
+
+
+def renewed(connection: BaseDatabaseWrapper, inventory: Inventory, chosen: Names) -> Names:
+    """`chosen`, with names for those indexes, sequences and statistics that the table has by now."""
+    have = {index.name for index in inventory.indexes}
+    have |= {c.sequence.name for c in inventory.columns if c.sequence} | {
+        s.name for s in inventory.statistics
+    }
+    if have == chosen.indexes.keys() | chosen.sequences.keys() | chosen.statistics.keys():
+        return chosen
+    new = choose(connection, inventory, aside=chosen.aside[len(inventory.name) :])
+    return replace(
+        chosen, indexes=new.indexes, staged=new.staged, sequences=new.sequences, statistics=new.statistics
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from django_scaledb.exceptions import DDLError
 from django_scaledb.partitions.config import KeyKind, PartitionConfig
 from django_scaledb.partitions.conversion.errors import Obstacle
 from django_scaledb.partitions.conversion.inventory import Inventory
@@ -30,6 +31,18 @@ def obstacles(
         *_about_dependents(inventory),
         *_about_triggers(inventory, config.column),
     ]
+
+
+def refuse_altered(
+    inventory: Inventory, config: PartitionConfig, pk_column: str, strategy: Strategy = Strategy.ATTACH
+) -> None:
+    """Raises `DDLError` when somebody has given the table what is in the way since it was looked at first."""
+    found = obstacles(inventory, config, pk_column, strategy)
+    if found:
+        raise DDLError(
+            f"{inventory.table} was altered since its conversion was begun, and cannot be swapped as it is: "
+            f"{'; '.join(map(str, found))}. Then run again, or take it back with --abort"
+        )
 
 
 def for_split(inventory: Inventory) -> list[Obstacle]:

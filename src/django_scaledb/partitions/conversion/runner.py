@@ -22,7 +22,6 @@ from django_scaledb.partitions.bounds import Bound
 from django_scaledb.partitions.catalog import PartitionSet
 from django_scaledb.partitions.conversion import (
     attach,
-    carry,
     ceiling,
     copy,
     names,
@@ -278,8 +277,6 @@ class Runner:
             self.do(job, undo.ended(job, Phase.DONE))
             return f"{job.table} is split into a partition for each of its periods"
         self._make_partitions()
-        for stage in settings_of_partitions(job):
-            self.do(job, stage)
         self.do(job, analyze(job, job.table))
         if job.conversion.strategy == Strategy.COPY:
             return (
@@ -450,21 +447,6 @@ def partitions_ahead(job: Job, found: PartitionSet) -> Iterator[Stage]:
     for action in plan(job.config, [first], job.now, retire=False).actions:
         if isinstance(action, Create):
             yield Stage("partitions", copy.create_partition(job, parent, action.range))
-
-
-def settings_of_partitions(job: Job) -> Iterator[Stage]:
-    """Give the partitions made ahead what they do not inherit."""
-    [found] = catalog.read(job.connection, [job.model._meta.db_table])
-    assert found is not None
-    if job.conversion.strategy != Strategy.ATTACH:
-        return
-    for member in found.members:
-        statements = tuple(carry.partition_settings(job.inventory, member.table))
-        if statements and member.table != job.names.aside_table:
-            lock = Lock(member.table, LockMode.ACCESS_EXCLUSIVE)
-            yield Stage(
-                "settings", Step(f"set the storage parameters of {member.table}", statements, nowait=(lock,))
-            )
 
 
 def analyze(job: Job, table: TableName) -> Stage:

@@ -121,6 +121,7 @@ def _bounds_checks(job: Job) -> Iterator[Stage]:
 
 def _swap(job: Job) -> Stage:
     names, leaf, parent = job.names, job.table, job.conversion.table
+    unchanged = [job.unchanged(table) for table in (leaf, names.staging_table)]
     staging = copy.staging_set(job)
     statements = [
         *sync.drop(job.inventory, names.function, leaf),
@@ -149,16 +150,21 @@ def _swap(job: Job) -> Stage:
     ]
     whole = LockMode.ACCESS_EXCLUSIVE
     locks = (Lock(parent, whole), Lock(names.staging_table, whole), *copy.targets(job))
-    members = {member.table for member in staging.members}
 
     def guard(cursor: object) -> None:
-        now = {member.table for member in copy.staging_set(job).members}
-        if now != members or job.has_rows(names.catch_all_table):
+        for one in unchanged:
+            one(cursor)
+        if job.has_rows(names.catch_all_table):
             raise TableChanged(
                 f"{names.staging_table} has got rows for which there is no partition; run again"
             )
 
-    step = Step(f"put the partitions of its periods in the place of {leaf}", tuple(statements), nowait=locks)
+    step = Step(
+        f"put the partitions of its periods in the place of {leaf}",
+        tuple(statements),
+        nowait=locks,
+        together=True,
+    )
     return Stage("swap", step, guard=guard)
 
 

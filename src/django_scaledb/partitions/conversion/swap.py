@@ -67,7 +67,12 @@ def by_attaching(
         *after,
     ]
     statements[0] = Statement(statements[0].query, (exclusive,))
-    return Step(f"put a partitioned table in the place of {table}", tuple(statements), nowait=(exclusive,))
+    return Step(
+        f"put a partitioned table in the place of {table}",
+        tuple(statements),
+        nowait=(exclusive,),
+        together=True,
+    )
 
 
 def by_renaming(
@@ -95,6 +100,7 @@ def by_renaming(
         f"put the partitioned table in the place of {table}",
         tuple(statements),
         nowait=(exclusive, *target_locks),
+        together=True,
     )
 
 
