@@ -23,7 +23,7 @@ from django_scaledb.runs import LastRun
 SETS_ON_A_PAGE = 10
 """Drawing fifty sets of two hundred tables makes a page of some megabytes, which no phone likes."""
 TABLES_LISTED = timeline.DRAWN
-_SPARK = (180, 20)
+_SPARK = (120, 20)
 """Width and height of a replica's last minutes, in pixels."""
 _DONE = {
     "create": "create a partition",
