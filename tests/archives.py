@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -227,11 +230,27 @@ def make_everything(lab: Lab, now: datetime) -> int:
     return len(statements) + 2
 
 
-LOAD = """
-CREATE TEMPORARY TABLE incoming (project text, version text, filename text, packagetype text,
-    python_version text, size bigint, uploaded_at timestamptz, yanked boolean);
-"""
 COLUMNS = "version, filename, packagetype, python_version, size, uploaded_at, yanked"
+INCOMING = """
+    CREATE TEMPORARY TABLE incoming (project text, version text, filename text, packagetype text,
+        python_version text, size bigint, uploaded_at timestamptz, yanked boolean)
+"""
+INSERT = f"""
+    INSERT INTO lab_file (project_id, {COLUMNS})
+    SELECT p.id, i.{COLUMNS.replace(", ", ", i.")}
+    FROM incoming i JOIN lab_project p ON p.name = i.project ORDER BY uploaded_at LIMIT %s
+"""
+
+
+@cache
+def files_of(year: int) -> bytes:
+    """The real data's lines of one year, as CSV."""
+    with gzip.open(DATA, "rt", newline="") as file:
+        lines = csv.reader(file)
+        at = next(lines).index("uploaded_at")
+        out = io.StringIO()
+        csv.writer(out).writerows(line for line in lines if line[at].startswith(str(year)))
+    return out.getvalue().encode()
 
 
 def load_files(lab: Lab, year: int, now: datetime, limit: int | None = None) -> None:
@@ -239,19 +258,12 @@ def load_files(lab: Lab, year: int, now: datetime, limit: int | None = None) -> 
     lab.create(Project, File, Archive, now=now)
     maintenance.create_span([File], utc(year, 1, 1), utc(year, 1, 2), using="lab", now=now)
     maintenance.rotate([File], using="lab", now=now, retire=False)
-    with lab.session() as session, gzip.open(DATA) as file:
-        session.execute(LOAD)
-        with session.cursor().copy("COPY incoming FROM STDIN (FORMAT csv, HEADER)") as copy:
-            while chunk := file.read(1 << 20):
-                copy.write(chunk)
+    with lab.session() as session:
+        session.execute(INCOMING)
+        with session.cursor().copy("COPY incoming FROM STDIN (FORMAT csv)") as copy:
+            copy.write(files_of(year))
         session.execute("INSERT INTO lab_project (name) SELECT DISTINCT project FROM incoming")
-        session.execute(
-            f"INSERT INTO lab_file (project_id, {COLUMNS}) "
-            f"SELECT p.id, {', '.join('i.' + name for name in COLUMNS.split(', '))} "
-            "FROM incoming i JOIN lab_project p ON p.name = i.project "
-            "WHERE extract(year FROM uploaded_at AT TIME ZONE 'UTC') = %s ORDER BY uploaded_at LIMIT %s",
-            [year, limit],
-        )
+        session.execute(INSERT, [limit])
 
 
 def columns_of(lab: Lab) -> list[str]:

@@ -1,4 +1,7 @@
-"""Killed with -9 at any instant, archiving and restoring lose nothing, double nothing, and are finished."""
+"""Killed with -9 at any instant, archiving and restoring lose nothing, double nothing, and are finished.
+
+Thirty kills of each: ``python3 run.py test-slow -k archive_kill``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from typing import Any
 import pytest
 from django.db import connections
 
-from django_scaledb.partitions.archive.restore import Wish, restore
+from django_scaledb.partitions.archive.restore import Restorer, Wish, restore
+from django_scaledb.partitions.archive.writer import Archiver
 from tests import archives
 from tests.archives import File, Rows, bring_back, done, rotate, utc
 from tests.lab import Lab
@@ -75,6 +79,63 @@ def is_back(lab: Lab, rows: Rows) -> None:
     assert lab.value("SELECT count(*) FROM pg_constraint WHERE conname = 'django_scaledb_bounds'") == 0
     waiting = "SELECT count(*) FROM django_scaledb_archive WHERE restored_at IS NULL"
     assert lab.value(waiting) == 0
+
+
+class Killed(BaseException):
+    """What nobody catches, and nothing is tidied up for."""
+
+
+def die(*args: Any, **kwargs: Any) -> None:
+    raise Killed
+
+
+@pytest.fixture
+def files(lab: Lab, tmp_path: Path, settings: Any) -> tuple[Rows, Path]:
+    folder = tmp_path / "archive"
+    archives.use_storage(settings, folder)
+    archives.load_files(lab, 2018, NOW, limit=100)
+    return Rows(lab, "lab_file"), folder
+
+
+@pytest.mark.parametrize("where", ["_verified", "run"])
+def test_what_was_stored_and_not_verified_is_removed(lab: Lab, files: tuple[Rows, Path], where: str) -> None:
+    """Before it is read back, and when only the mark is missing."""
+    _, folder = files
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Archiver, where, die)
+        with pytest.raises(Killed):
+            rotate(File, now=NOW)
+    assert len(list(folder.rglob("*.parquet"))) == 1
+    assert lab.value("SELECT count(*) FROM django_scaledb_archive WHERE archived_at IS NULL") == 1
+    leave()
+    is_archived(lab, folder)
+    assert len(list(folder.rglob("*.parquet"))) == 1
+
+
+def test_what_was_not_loaded_to_the_end_is_loaded_anew(lab: Lab, files: tuple[Rows, Path]) -> None:
+    leave()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Restorer, "_load", die)
+        patch.setattr(Restorer, "_drop", lambda *args: None)
+        with pytest.raises(Killed):
+            come_back()
+    assert lab.value(f"SELECT count(*) FROM {TABLE}") == 0
+    assert rotate(File, now=NOW).is_empty  # it is no business of a rotation's
+    come_back()
+    is_back(lab, files[0])
+
+
+def test_what_was_loaded_is_not_loaded_again(lab: Lab, files: tuple[Rows, Path]) -> None:
+    leave()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Restorer, "_attach", die)
+        with pytest.raises(Killed):
+            come_back()
+    assert lab.value("SELECT count(*) FROM lab_file") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Restorer, "_load", die)
+        come_back()
+    is_back(lab, files[0])
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])

@@ -235,8 +235,9 @@ def test_a_detached_partition_is_subtracted_once(projects, source, counter):
     finally:
         run_all(
             [
-                f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
                 *detach.on_restore(connection, source, leaf),
+                f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
+                *detach.on_restored(connection, source, leaf),
             ]
         )
     assert counter.objects.get(project=projects[0]).total == before - 1
@@ -259,8 +260,9 @@ def test_a_partition_that_comes_back_during_a_rebuild_is_counted_once(projects, 
         try:
             run_all(
                 [
-                    f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
                     *detach.on_restore(connection, source, leaf),
+                    f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
+                    *detach.on_restored(connection, source, leaf),
                 ]
             )
         finally:
@@ -296,8 +298,9 @@ def test_a_kept_partition_stays_counted(projects):
     finally:
         run_all(
             [
-                f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
                 *detach.on_restore(connection, Download, leaf),
+                f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
+                *detach.on_restored(connection, Download, leaf),
             ]
         )
     assert DownloadsEver.objects.get().total_kept == 0
@@ -345,21 +348,23 @@ def test_a_partition_that_rotation_detached_counts_again_when_it_is_attached(pro
         tables = [p for p in found.partitions(config) if p.detached_at and p.range.lower.year in (2060, 2061)]
         assert len(tables) == 2
         for partition in tables:
-            statements = hooks.on_restore(connection, source, partition.table)
+            before = hooks.on_restore(connection, source, partition.table)
+            behind = hooks.on_restored(connection, source, partition.table)
             bounds = partition.range.for_values(config.key_kind).as_string(None)
             name = partition.table.sql.as_string(None)
             with connection.cursor() as cursor:
                 cursor.execute(f"SELECT count(*) FROM {name}")
                 rows = cursor.fetchone()[0]
-            before = counter.objects.for_key(project=projects[0]).total
+            total = counter.objects.for_key(project=projects[0]).total
             run_all(
                 [
+                    *(statement.query.as_string(None) for statement in before),
                     f"ALTER TABLE {source._meta.db_table} ATTACH PARTITION {name} {bounds}",
                     f"COMMENT ON TABLE {name} IS NULL",
-                    *(statement.query.as_string(None) for statement in statements),
+                    *(statement.query.as_string(None) for statement in behind),
                 ]
             )
-            assert counter.objects.for_key(project=projects[0]).total == before + rows
+            assert counter.objects.for_key(project=projects[0]).total == total + rows
             assert_same_totals(counter)
             assert rows == 3
             if counter is ShipmentsPerProject:

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_scaledb.routing import policy
+from django_scaledb.routing import monitor, policy
 from django_scaledb.routing.config import SetConfig, build
 from django_scaledb.routing.policy import Candidate, Facts, Mode, Reason, Transaction, Verdict
 from django_scaledb.routing.replicas import ReplicaSet
 from django_scaledb.routing.statements import Kind, classify
 from django_scaledb.routing.token import (
+    UNREACHABLE,
     Layout,
     Position,
     decode,
@@ -259,3 +260,25 @@ def test_models_find_their_set() -> None:
     assert config.is_from_primary("sessions", "session")
     assert config.is_from_primary("shop", "basket")
     assert not config.is_from_primary("shop", "order")
+
+
+def test_a_replica_is_asked_often_only_while_somebody_waits_and_it_lacks_something() -> None:
+    members = ReplicaSet(SetConfig("default", {"replica1": 1.0}), lambda _: None)
+    replica = members.replicas["replica1"]
+    watch = monitor._ReplicaWatch(members, replica, monitor._PrimaryWatch(members))
+    members.wait_for(100)
+    assert watch._hurry() is None, "there is no server to ask"
+    watch.connection = object()  # type: ignore[assignment]
+
+    steps = [watch._hurry() for _ in range(40)]
+    assert steps[:3] == [0, 0.001, 0.0015]
+    assert steps[-1] == 0.01, "a hundred times a second at most"
+    assert watch.hurries
+
+    replica.floor = 100
+    assert watch._hurry() is None
+    members.wait_for(200)
+    members.wanted_at -= 1
+    assert watch._hurry() is None, "who waited has gone"
+    members.wait_for(UNREACHABLE)
+    assert watch._hurry() is None

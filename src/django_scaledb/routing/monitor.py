@@ -294,7 +294,11 @@ class _ReplicaWatch(_Watch):
     def _hurry(self) -> float | None:
         members, now = self.members, time.monotonic()
         began = not self.hurries
-        self.hurries = self.replica.floor < members.wanted and now < members.wanted_at + _DEMAND
+        self.hurries = (
+            self.connection is not None
+            and self.replica.floor < members.wanted
+            and now < members.wanted_at + _DEMAND
+        )
         if not self.hurries:
             return None
         self._credit = min(_BURST, self._credit + (now - self._credit_at) / _FASTEST)

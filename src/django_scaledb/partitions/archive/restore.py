@@ -400,6 +400,7 @@ class Restorer(Session):
         after = []
         if state.is_installed(self.connection):
             after.append(state.restored(self.parent.table, table, self.options.now))
+        after += hooks.on_restored(self.connection, self.model, table)
         step = ddl.attach(
             self.parent, self.config, bounds, table, self.options.now, beside=beside, after=after
         )
