@@ -20,7 +20,8 @@ _QUERY = """
 WITH last AS (
     SELECT c.oid, c.reloptions, c.reltoastrelid FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid
     WHERE h.inhparent = to_regclass(%(table)s) AND c.relkind = 'r' AND NOT h.inhdetachpending
-        AND pg_get_expr(c.relpartbound, c.oid) <> 'DEFAULT'
+        -- for relation 0: pg_get_expr then locks no table and waits for nobody
+        AND pg_get_expr(c.relpartbound, 0) <> 'DEFAULT'
     ORDER BY c.oid DESC LIMIT 1)
 SELECT p.relreplident,
     ARRAY(SELECT unnest(reloptions) FROM last

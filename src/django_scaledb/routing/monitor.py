@@ -319,10 +319,11 @@ class _ReplicaWatch(_Watch):
         await super().run()
 
     async def connected(self, connection: _Connection) -> None:
+        system = await self._system(connection)
+        # After an answer: a pooler lets clients in while its server is gone.
         if self._was_away:
             self.replica.up_since = time.monotonic()
             self._was_away = False
-        system = await self._system(connection)
         known = self.members.identity
         if not known.timeline:  # the primary was never seen: its replica knows as much
             row = await self._rows(connection, "SELECT timeline_id FROM pg_control_checkpoint()")
