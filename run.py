@@ -32,6 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 # The last would have every process compile all that it imports again: twice the time of the tests.
 MISLEADING = ("PYTHONHOME", "PYTHONPATH", "DJANGO_SETTINGS_MODULE", "PYTHONDONTWRITEBYTECODE")
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LINTED = ("src", "tests", "example", "benchmarks", "docs", "run.py")
 
 
@@ -275,28 +276,32 @@ def environment(*extras: str) -> Environment:
     return env
 
 
-def pytest(env: Environment, *arguments: str) -> int:
-    return env.run("python", "-m", "pytest", "-o", f"cache_dir={env.cache / 'pytest'}", *arguments)
+def provide_chromium() -> None:
+    provide_program("chromium", CHROMIUMS, "the tests in a browser")
 
 
-#: Programs that tests run and that pip does not have: name -> package of Debian and Ubuntu.
-PROGRAMS = {"pgbouncer": "pgbouncer"}
+def provide_pgbouncer() -> None:
+    provide_program("pgbouncer", ("pgbouncer", "/usr/sbin/pgbouncer"), "the tests behind a pooler")
 
 
-def provide_programs() -> None:
-    """Install what is missing of `PROGRAMS` where that can be done; tests that lack one skip and say so."""
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
-    missing = [package for name, package in PROGRAMS.items() if not shutil.which(name, path=path)]
-    if not missing or os.geteuid() != 0 or not shutil.which("apt-get"):
+def provide_program(package: str, names: tuple[str, ...], wanted_by: str) -> None:
+    """For tests; where it cannot be installed they are skipped, and say so."""
+    if any(map(shutil.which, names)) or os.geteuid() != 0 or not shutil.which("apt-get"):
         return
-    say(f"installing {', '.join(missing)} with apt-get")
-    # The package would start a server; nothing here uses that one.
-    variables = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    for command in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", *missing]):
-        done = subprocess.run(["apt-get", *command], env=variables, capture_output=True, check=False)
-        if done.returncode:
-            say(f"apt-get {command[0]} failed; tests that need {', '.join(missing)} will be skipped")
-            return
+    say(f"installing {package} for {wanted_by} (once)")
+    # RUNLEVEL: a package that brings a server is not to start it.
+    quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "apt-get", "-qq"]
+    quiet += ["-o", "DPkg::Lock::Timeout=120"]
+    install = [*quiet, "install", "--yes", "--no-install-recommends", package]
+    # The second try is for an image that comes without lists of packages.
+    if not succeeds(install) and not (succeeds([*quiet, "update"]) and succeeds(install)):
+        say(f"{package} could not be installed; {wanted_by} will be skipped")
+
+
+def pytest(env: Environment, *arguments: str) -> int:
+    provide_chromium()
+    provide_pgbouncer()
+    return env.run("python", "-m", "pytest", "-o", f"cache_dir={env.cache / 'pytest'}", *arguments)
 
 
 @verb
@@ -308,7 +313,6 @@ def demo(arguments: list[str]) -> int:
 @verb
 def test(arguments: list[str]) -> int:
     """the tests (less the slow ones), against PostgreSQL servers of their own"""
-    provide_programs()
     return pytest(environment("test"), "-m", "not slow", *arguments)
 
 

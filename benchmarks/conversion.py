@@ -110,10 +110,14 @@ class Stages:
             self.begun.append((name, time.time()))
 
     def longest(self, slow: list[tuple[float, float]]) -> list[tuple[str, float, float]]:
-        """Each stage with its seconds, and the longest action that fell into it."""
+        """Each stage with its seconds, and the longest action that fell into it.
+
+        What reaches from the control into the conversion is the conversion's.
+        """
         found = []
         for (name, begin), (_, end) in zip(self.begun, self.begun[1:], strict=False):
-            within = (spent for at, spent in slow if at < end and at + spent > begin)
+            last = end if name.startswith("control") else float("inf")
+            within = (spent for at, spent in slow if at < end and begin < at + spent < last)
             found.append((name, end - begin, max(within, default=0.0)))
         return found
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ from django_scaledb.partitions import maintenance
 from django_scaledb.partitions.archive.restore import Wish, restore
 from django_scaledb.partitions.report import Report
 from tests.lab import Lab, lab_apps
+
+DATA = Path(__file__).parents[1] / "example" / "data" / "pypi_uploads.csv.gz"
 
 
 class Everything(PartitionedModel):
@@ -65,6 +71,40 @@ class Everything(PartitionedModel):
         interval = "1 month"
         premake = 1
         retention = "6 months"
+        retention_action = "archive"
+        detached_for = "1 day"
+
+
+class Project(models.Model):
+    name = models.CharField(max_length=100, unique=True)
+
+    class Meta:
+        apps = lab_apps
+        app_label = "lab"
+
+
+class File(PartitionedModel):
+    """What the example has: files uploaded for projects, by year."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE)
+    version = models.CharField(max_length=100)
+    filename = models.CharField(max_length=255)
+    packagetype = models.CharField(max_length=20)
+    python_version = models.CharField(max_length=50)
+    size = models.BigIntegerField()
+    uploaded_at = models.DateTimeField()
+    yanked = models.BooleanField(default=False)
+
+    class Meta:
+        apps = lab_apps
+        app_label = "lab"
+        indexes = [models.Index(fields=["packagetype", "size"], name="lab_file_type")]
+
+    class PartitioningMeta:
+        key = ["uploaded_at"]
+        interval = "1 year"
+        premake = 1
+        retention = "5 years"
         retention_action = "archive"
         detached_for = "1 day"
 
@@ -188,6 +228,42 @@ def make_everything(lab: Lab, now: datetime) -> int:
         f"INSERT INTO lab_everything (at) VALUES ('{LONG_AGO}')",
     )
     return len(statements) + 2
+
+
+COLUMNS = "version, filename, packagetype, python_version, size, uploaded_at, yanked"
+INCOMING = """
+    CREATE TEMPORARY TABLE incoming (project text, version text, filename text, packagetype text,
+        python_version text, size bigint, uploaded_at timestamptz, yanked boolean)
+"""
+INSERT = f"""
+    INSERT INTO lab_file (project_id, {COLUMNS})
+    SELECT p.id, i.{COLUMNS.replace(", ", ", i.")}
+    FROM incoming i JOIN lab_project p ON p.name = i.project ORDER BY uploaded_at LIMIT %s
+"""
+
+
+@cache
+def files_of(year: int) -> bytes:
+    """The real data's lines of one year, as CSV."""
+    with gzip.open(DATA, "rt", newline="") as file:
+        lines = csv.reader(file)
+        at = next(lines).index("uploaded_at")
+        out = io.StringIO()
+        csv.writer(out).writerows(line for line in lines if line[at].startswith(str(year)))
+    return out.getvalue().encode()
+
+
+def load_files(lab: Lab, year: int, now: datetime, limit: int | None = None) -> None:
+    """The real data's uploads of one year, in a partition of their own."""
+    lab.create(Project, File, Archive, now=now)
+    maintenance.create_span([File], utc(year, 1, 1), utc(year, 1, 2), using="lab", now=now)
+    maintenance.rotate([File], using="lab", now=now, retire=False)
+    with lab.session() as session:
+        session.execute(INCOMING)
+        with session.cursor().copy("COPY incoming FROM STDIN (FORMAT csv)") as copy:
+            copy.write(files_of(year))
+        session.execute("INSERT INTO lab_project (name) SELECT DISTINCT project FROM incoming")
+        session.execute(INSERT, [limit])
 
 
 def columns_of(lab: Lab) -> list[str]:

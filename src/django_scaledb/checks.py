@@ -30,6 +30,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]
 checks.register(check_settings)
 checks.register(partition_checks.check_models, checks.Tags.models)
 checks.register(partition_checks.check_relations, checks.Tags.models)
+checks.register(partition_checks.check_archives, checks.Tags.models)
 checks.register(partition_checks.check_backend, checks.Tags.models)
 checks.register(partition_checks.check_database, checks.Tags.database)
 checks.register(migration_checks.check_migrations, checks.Tags.database)

@@ -385,6 +385,7 @@ RUN = [
     "how-to/choose-key-and-interval.md",
     "how-to/back-fill.md",
     "how-to/retention.md",
+    "how-to/archive.md",
     "how-to/change-the-interval.md",
     "how-to/uuid7-keys.md",
     "how-to/default-partition.md",
@@ -392,6 +393,8 @@ RUN = [
     "how-to/test-with-a-cluster.md",
     "how-to/overview-page.md",
     "how-to/find-unpruned-queries.md",
+    "how-to/paginate.md",
+    "how-to/drf.md",
 ]
 """Those that can be run as they stand."""
 
@@ -433,7 +436,9 @@ def test_every_attribute_and_error_is_documented() -> None:
             assert f"`{name}`" in page, name
 
 
-@pytest.mark.parametrize("command", ["create_partitions", "rotate_partitions", "show_partitions"])
+@pytest.mark.parametrize(
+    "command", ["create_partitions", "rotate_partitions", "show_partitions", "restore_partition"]
+)
 def test_every_option_is_documented(command: str) -> None:
     from django.core.management import load_command_class
 

@@ -230,6 +230,46 @@ def test_what_pip_says_is_shown_when_it_fails(run, monkeypatch, capfd):
     assert capfd.readouterr().err == "run.py: installing failed:\nno such package\n"
 
 
+@pytest.mark.parametrize(
+    ("there", "user", "installs"),
+    [
+        (["apt-get"], 0, True),
+        (["apt-get", "chromium"], 0, False),
+        (["apt-get", "google-chrome"], 0, False),
+        (["apt-get"], 1000, False),  # who may not install is not asked for a password
+        ([], 0, False),
+    ],
+)
+def test_chromium_is_installed_where_it_is_missing_and_may_be(run, monkeypatch, there, user, installs):
+    asked = []
+    monkeypatch.setattr(run.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(run.os, "geteuid", lambda: user)
+    monkeypatch.setattr(run, "succeeds", lambda command: asked.append(command) or True)
+    run.provide_chromium()
+    assert [command[-1] for command in asked] == (["chromium"] if installs else [])
+
+
+def test_without_chromium_the_tests_go_on(run, monkeypatch, capfd):
+    asked = []
+    monkeypatch.setattr(run.shutil, "which", lambda name: name if name == "apt-get" else None)
+    monkeypatch.setattr(run.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(run, "succeeds", lambda command: asked.append(command[-1]) or command[-1] == "update")
+    run.provide_chromium()
+    assert asked == ["chromium", "update", "chromium"]
+    assert "the tests in a browser will be skipped" in capfd.readouterr().err
+
+
+def test_pgbouncer_is_installed_likewise(run, monkeypatch):
+    asked, there = [], ["apt-get"]
+    monkeypatch.setattr(run.shutil, "which", lambda name: name if name in there else None)
+    monkeypatch.setattr(run.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(run, "succeeds", lambda command: asked.append(command[-1]) or True)
+    run.provide_pgbouncer()
+    there.append("/usr/sbin/pgbouncer")  # where Debian puts it, which is not on every PATH
+    run.provide_pgbouncer()
+    assert asked == ["pgbouncer"]
+
+
 # How it runs
 
 

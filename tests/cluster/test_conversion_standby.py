@@ -30,10 +30,10 @@ def followed() -> Iterator[Cluster]:
 
 @pytest.mark.parametrize("strategy", ["attach", "copy"])
 def test_reads_by_way_of_the_router_are_never_stale_and_never_fail(tmp_path, followed, strategy):
-    rows = 8_000
+    rows = 4_000
     project = prepare(tmp_path, followed, rows, (*range(100, 104), *range(200, 204)), routed=True)
     followed.wait_for_catchup()
-    seen = convert(project, strategy)
+    seen = convert(project, strategy, 0.5)
     check(project, seen, rows)
     assert all(one["on_replica"] > 10 for one in seen)
     # And the standby has what the primary has.
@@ -78,7 +78,7 @@ def rows_done(project: Project) -> int:
 
 
 def test_copying_waits_for_a_standby_that_lags_and_for_rows_that_are_locked(tmp_path, followed):
-    rows = 6_000
+    rows = 4_000
     project = prepare(tmp_path, followed, rows, (), routed=True)
     project.models(PARTITIONED_ORDERS)
     project.manage("makemigrations", "shop")

@@ -35,6 +35,17 @@ MODELS = """
             retention_action = "drop"
             detached_for = "1 day"
 
+    class Journal(PartitionedModel):
+        at = models.DateTimeField()
+
+        class PartitioningMeta:
+            key = ["at"]
+            interval = "1 month"
+            premake = 1
+            retention = "2 months"
+            retention_action = "archive"
+            detached_for = "1 day"
+
     class Reading(PartitionedModel):
         at = models.DateTimeField()
 
@@ -65,6 +76,7 @@ DATABASES["replica1"] = {{
     **DATABASES["default"], "HOST": {host!r}, "PORT": {port!r}, "TEST": {{"MIRROR": "default"}}
 }}
 SCALEDB = {{"REPLICAS": ["replica1"], "DDL_DEADLINE": 5}}
+MEDIA_ROOT = "archive"
 DATABASE_ROUTERS = ["django_scaledb.routing.ReplicaRouter"]
 """
 HELPERS = """
@@ -156,6 +168,14 @@ assert "dropped public.shop_order_y2024m01" in run(
     "rotate_partitions", now=(later + timedelta(days=2)).isoformat()
 )
 exact()
+run("create_partitions", "shop.Journal", **{"from": "2024-01-01", "to": "2024-01-31"})
+Journal.objects.create(at="2024-01-05T00:00Z")
+assert "archived" in run("rotate_partitions", "shop.Journal", now=later.isoformat())
+assert "dropped" in run("rotate_partitions", "shop.Journal", now=(later + timedelta(days=2)).isoformat())
+assert not Journal.objects.exists()
+run("restore_partition", "shop.Journal", "shop_journal_y2024m01")
+assert Journal.objects.count() == 1
+run("rotate_partitions")  # the months between
 run("show_partitions", check=True)
 with connection.cursor() as cursor:
     cursor.execute("UPDATE shop_bysignals SET total = total + 7")
@@ -173,6 +193,7 @@ with connection.cursor() as cursor:
     assert not foreign and tables > 10, (foreign, tables)
 """
 CONVERSION = """
+run("makemigrations", "shop", verbosity=0)
 Note.objects.create(at=now)
 run("convert_to_partitioned", "shop.Note")
 run("migrate", verbosity=0)
@@ -183,6 +204,10 @@ run("show_partitions", check=True)
 shown = run("show_replicas", check=True)
 assert shown.count("ok") == 2, shown
 assert run("check_counters").count("exact") == 2
+from django_scaledb.models import LastRun
+noted = LastRun.objects.using("default")
+assert noted.filter(kind="check_counters", ok=True, finished_at__gte=now).count() == 2
+assert noted.filter(kind="rotate_partitions").exists()
 said = run("check", databases=["default"])
 assert "no issues" in said, said
 for table in ("shop_order", "shop_customer", "shop_bysignals", "shop_bytrigger"):
@@ -240,32 +265,34 @@ class Shop(Project):
 @pytest.fixture
 def shop(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Shop:
     shop = Shop(tmp_path, cluster, monkeypatch)
-    for block in PAGE:
-        if block.kind == "sql":
-            shop.execute_as_superuser(block.body)
+    *before, after = (block.body for block in PAGE if block.kind == "sql")
+    for script in before:
+        shop.execute_as_superuser(script)
     shop.models(MODELS + LATER % "models.Model")
     shop.manage_as("shop_rotation", "makemigrations", "shop", "-v", "0")
     shop.manage_as("shop_rotation", "migrate", "-v", "0")
+    shop.execute_as_superuser(after)
     return shop
 
 
 def test_each_role_does_its_work_and_nothing_else(shop: Shop) -> None:
-    shop.as_role("shop_app", APP, NO_DDL, ROUTED)
-    shop.as_role("shop_rotation", ROTATION)
-    shop.as_role("shop_monitor", MONITOR, NO_DDL)
-
-    # What the page calls exact: no rights on partitions, and only to read what triggers write.
+    # What the page calls exact: nothing on partitions, and only to read what triggers write.
     shop.execute_as_superuser(
         "DO $$ DECLARE t regclass; BEGIN "
         "FOR t IN SELECT oid FROM pg_class WHERE relispartition AND relkind = 'r' LOOP "
-        " EXECUTE format('REVOKE ALL ON %s FROM shop_app', t); END LOOP; END $$;"
-        "REVOKE INSERT, UPDATE, DELETE ON shop_bytrigger, django_scaledb_conversion FROM shop_app"
+        "EXECUTE format('REVOKE ALL ON %s FROM shop_app', t); END LOOP; END $$;"
+        "REVOKE INSERT, UPDATE, DELETE ON shop_bytrigger FROM shop_app;"
+        "REVOKE ALL ON django_scaledb_conversion, django_scaledb_archive, django_scaledb_last_run "
+        "FROM shop_app"
     )
     denied = 'refused(f"SELECT * FROM {partition}")\nrefused("UPDATE shop_bytrigger SET total = 0")\n'
-    shop.as_role("shop_app", APP, NO_DDL, denied)
-    shop.execute_as_superuser("REVOKE SELECT ON ALL TABLES IN SCHEMA public FROM shop_monitor")
+    shop.as_role("shop_app", APP, NO_DDL, denied, ROUTED)
+    shop.as_role("shop_rotation", ROTATION)
+    shop.as_role("shop_monitor", MONITOR, NO_DDL)
+    shop.execute_as_superuser(
+        "REVOKE SELECT ON ALL TABLES IN SCHEMA public FROM shop_monitor;"
+        "GRANT SELECT ON django_scaledb_archive TO shop_monitor"
+    )
     shop.as_role("shop_monitor", BLIND)
-
     shop.models(MODELS + PARTITIONED)
-    shop.manage_as("shop_rotation", "makemigrations", "shop", "-v", "0")
     shop.as_role("shop_rotation", CONVERSION)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
@@ -11,6 +13,7 @@ from django.test.utils import isolate_apps, override_settings
 from django_scaledb.checks import check_settings
 from django_scaledb.models import PartitionedModel, UUID7Field
 from django_scaledb.partitions import checks
+from tests.archives import use_storage
 from tests.testapp.models import Event, Odd
 
 
@@ -197,6 +200,14 @@ def test_the_setting():
         call_command("check")
 
 
+@override_settings(SCALEDB={"UNPRUNED_QUERIES": "loud"})
+def test_a_wrong_value_is_reported_and_never_used():
+    [message] = check_settings(None)
+    assert message.id == "django_scaledb.E011"
+    assert message.hint == 'It must be "ignore", "log" or "raise".'
+    assert not connection.execute_wrappers
+
+
 def database_messages():
     return {
         message.id.partition(".")[2]: message
@@ -247,3 +258,41 @@ class TestDatabase:
         self.execute("DROP TABLE testapp_event CASCADE")
         assert database_messages() == {}
         assert Event._meta.db_table == "testapp_event"
+
+
+@pytest.fixture
+def archiving(monkeypatch):
+    """Event, which is to be archived."""
+    for name, value in {"retention": "1 year", "retention_action": "archive"}.items():
+        monkeypatch.setitem(Event._partitioning_meta.attrs, name, value)
+
+
+def archive_messages():
+    found = checks.check_archives(None)
+    assert all(message.hint for message in found)
+    return {message.id.partition(".")[2]: message.msg for message in found}
+
+
+def test_an_archive_needs_a_storage_of_its_own(archiving, settings, tmp_path):
+    assert "testapp.Event is archived among uploaded files" in archive_messages()["W008"]
+    settings.SCALEDB = {"ARCHIVE_STORAGE": "archive"}
+    assert "'archive'" in archive_messages()["E013"]
+    use_storage(settings, tmp_path)
+    assert archive_messages() == {}
+
+
+def test_an_archive_needs_pyarrow(archiving, settings, tmp_path, monkeypatch):
+    use_storage(settings, tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.csv", None)
+    assert "pip install 'django-scaledb[archive]'" in archive_messages()["E013"]
+
+
+def test_a_type_that_an_archive_would_lose(archiving, settings, tmp_path, monkeypatch):
+    use_storage(settings, tmp_path)
+    monkeypatch.setattr(models.BigIntegerField, "db_type", lambda self, connection: "regclass")
+    assert "field 'size': regclass is kept by number" in archive_messages()["E012"]
+
+
+def test_nobody_is_asked_about_archives_who_has_none():
+    assert archive_messages() == {}

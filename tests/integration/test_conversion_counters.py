@@ -45,7 +45,8 @@ WRITE = """
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "strategy"), [("trigger", "attach"), ("trigger", "copy"), ("signals", "attach")]
+    ("mechanism", "strategy"),
+    [("trigger", "attach"), ("trigger", "copy"), ("signals", "attach"), ("signals", "copy")],
 )
 def test_no_drift_at_any_point(tmp_path, server, mechanism, strategy):
     project = Project(tmp_path, server, f"counted_{next(NUMBERS)}")

@@ -3,17 +3,17 @@
 import random
 import threading
 import time
-from datetime import UTC, datetime
 
 import pytest
-from django.db import OperationalError, connection, transaction
+from django.db import NotSupportedError, OperationalError, connection, transaction
 
-from django_scaledb.counters import detach
+from django_scaledb.counters import compiler, detach
 from django_scaledb.testing.counters import assert_same_totals
 from tests.counterapp.models import (
     DeliveriesPerProject,
     Delivery,
     Owner,
+    Parcel,
     Project,
     Upload,
     UploadsPerOwner,
@@ -58,17 +58,12 @@ def projects():
 def test_concurrent_deletes_of_one_row_count_once(projects, source):
     rows = [source.objects.create(project=projects[0], size=5) for _ in range(100)]
 
-    def delete_all():
-        for row in [source.objects.get(pk=row.pk) for row in rows]:
-            row.delete()
-
     def delete_after_loading():
         copies = list(source.objects.filter(pk__in=[row.pk for row in rows]))
         for copy in copies:
             copy.delete()
 
     in_threads(delete_after_loading, delete_after_loading, delete_after_loading, delete_after_loading)
-    assert delete_all is not None
     assert_same_totals(*detach.counters_of(source))
     assert source.objects.count() == 0
 
@@ -228,16 +223,110 @@ def test_a_hot_row_is_locked_at_the_end_only(projects):
         assert counter.objects.get(project=projects[0]).total == 2
 
 
-def test_autocommit_writes_survive_repeatable_read(projects):
-    """A single statement on a hot key is run again instead of failing with 40001."""
+@pytest.mark.parametrize("source", [Upload, Parcel])
+def test_autocommit_writes_survive_repeatable_read(projects, source, monkeypatch):
+    """A single statement on a hot key is run again instead of failing with 40001, and waits then."""
+    monkeypatch.setattr(compiler, "ATTEMPTS", 2)
 
     def write():
         with connection.cursor() as cursor:
             cursor.execute("SET default_transaction_isolation = 'repeatable read'")
         for _ in range(20):
-            Upload.objects.create(project=projects[0], size=1)
+            source.objects.create(project=projects[0], size=1)
 
-    in_threads(write, write, write)
-    assert UploadsPerProject.objects.get(project=projects[0]).total == 60
-    assert UploadsPerOwner.objects.exists()
-    assert datetime.now(UTC)
+    in_threads(*[write] * 5)
+    assert source.objects.count() == 100
+    assert_same_totals(*detach.counters_of(source))
+
+
+def test_autocommit_writes_survive_serializable(projects):
+    """There it stays what it is, and is run again until it gets through."""
+
+    def write():
+        with connection.cursor() as cursor:
+            cursor.execute("SET default_transaction_isolation = 'serializable'")
+        for _ in range(5):
+            Parcel.objects.create(project=projects[0], size=1)
+
+    in_threads(write, write)
+    assert_same_totals(*detach.counters_of(Parcel))
+
+
+# -- snapshots that last for a transaction
+
+
+def in_snapshot(function):
+    """Run `function` in a REPEATABLE READ transaction whose snapshot is taken, and then others act."""
+
+    def run(*others):
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                cursor.execute("SELECT 1")
+            for other in others:
+                in_threads(other)
+            function()
+
+    return run
+
+
+@SOURCES
+def test_a_row_below_a_parent_that_has_moved_since_is_not_booked_on_its_former_owner(projects, source):
+    other = Owner.objects.exclude(pk=projects[0].owner_id).get()
+
+    def write():
+        source.objects.create(project=projects[0], size=3)
+
+    def move():
+        Project.objects.filter(pk=projects[0].pk).update(owner=other)
+
+    def promote():
+        Owner.objects.filter(pk=other.pk).update(country="elsewhere")
+
+    for change in (move, promote):
+        with pytest.raises(OperationalError, match="could not serialize access"):
+            in_snapshot(write)(change)
+        assert_same_totals(*detach.counters_of(source))
+    in_snapshot(write)()
+    assert source.objects.count() == 1
+    assert_same_totals(*detach.counters_of(source))
+
+
+@pytest.mark.parametrize("source", [Upload, Delivery])
+def test_a_parent_is_not_moved_where_rows_below_may_be_unseen(projects, source):
+    """By its own statement, yes; in a transaction whose snapshot may be too old, no."""
+    other = Owner.objects.exclude(pk=projects[0].owner_id).get()
+
+    def move():
+        project = Project.objects.get(pk=projects[0].pk)
+        project.owner = other
+        project.save()
+
+    def add():
+        source.objects.create(project=projects[0], size=3)
+
+    with pytest.raises(NotSupportedError, match=r"cannot change counterapp_project\.owner_id"):
+        in_snapshot(move)(add)
+    assert_same_totals(*detach.counters_of(source))
+    # What concerns no counter is as free as ever, and so is a parent without rows.
+    in_snapshot(lambda: Project.objects.filter(pk=projects[0].pk).update(name="b"))()
+    in_snapshot(lambda: Project.objects.create(name="new", owner=other))()
+    in_snapshot(projects[5].delete)()
+    assert_same_totals(*detach.counters_of(source))
+
+
+def test_a_statement_of_its_own_moves_a_parent_whatever_the_default_is(projects):
+    """By signals: the statement's transaction is ours to begin."""
+    Upload.objects.create(project=projects[0], size=3)
+    other = Owner.objects.exclude(pk=projects[0].owner_id).get()
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE counterapp_project DISABLE TRIGGER USER")
+        cursor.execute("SET default_transaction_isolation = 'repeatable read'")
+    try:
+        Project.objects.filter(pk=projects[0].pk).update(owner=other)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET default_transaction_isolation")
+            cursor.execute("ALTER TABLE counterapp_project ENABLE TRIGGER USER")
+    assert UploadsPerOwner.objects.get(owner=other).total == 1
+    assert_same_totals(*detach.counters_of(Upload))

@@ -7,7 +7,7 @@ import pytest
 from django.contrib.admin.sites import AdminSite
 from django.core.checks import run_checks
 from django.core.management import call_command
-from django.db import connection, models, transaction
+from django.db import IntegrityError, connection, models, transaction
 from django.db.migrations.state import ProjectState
 from django.db.models import Count, F
 from django.test import TestCase
@@ -24,6 +24,8 @@ from tests.counterapp.models import (
     Delivery,
     DownloadsEver,
     Owner,
+    Parcel,
+    ParcelsPerProject,
     Project,
     Tag,
     Upload,
@@ -129,6 +131,41 @@ def test_for_key_sees_its_own_transaction_and_others_do_not(project):
     assert seen == [0]
     assert UploadsPerProject.objects.for_key(project=None).total == 0
     assert UploadsPerProject.objects.for_key(project=None).pk is None
+
+
+@committing
+def test_who_follows_statements_is_shown_the_fold(project):
+    """A log, and a wrapper: the fold goes past the cursors only where nobody looks."""
+    seen = []
+
+    def note(execute, sql, params, many, context):
+        seen.append(sql)
+        return execute(sql, params, many, context)
+
+    with CaptureQueriesContext(connection) as logged, transaction.atomic():
+        Parcel.objects.create(project=project, size=1)
+    with connection.execute_wrapper(note), transaction.atomic():
+        Parcel.objects.create(project=project, size=1)
+    assert any('INSERT INTO "counterapp_parcelsperproject"' in query["sql"] for query in logged)
+    assert any('INSERT INTO "counterapp_parcelsperproject"' in sql for sql in seen)
+    with transaction.atomic():
+        Parcel.objects.create(project=project, size=1)
+    assert ParcelsPerProject.objects.get(project=project).total == 3
+
+
+@committing
+def test_an_error_in_the_fold_reaches_the_caller_and_undoes_the_write(project):
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE counterapp_parcelsperproject ADD CONSTRAINT few CHECK (bytes < 10)")
+    try:
+        with pytest.raises(IntegrityError, match="few"), transaction.atomic():
+            Parcel.objects.create(project=project, size=50)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE counterapp_parcelsperproject DROP CONSTRAINT few")
+    assert not Parcel.objects.exists()
+    Parcel.objects.create(project=project, size=50)
+    assert_same_totals(ParcelsPerProject)
 
 
 @committing

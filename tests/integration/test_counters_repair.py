@@ -235,12 +235,50 @@ def test_a_detached_partition_is_subtracted_once(projects, source, counter):
     finally:
         run_all(
             [
-                f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
                 *detach.on_restore(connection, source, leaf),
+                f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
+                *detach.on_restored(connection, source, leaf),
             ]
         )
     assert counter.objects.get(project=projects[0]).total == before - 1
     assert rebuild.check(counter, "default").ok
+
+
+@pytest.mark.parametrize(
+    ("source", "counter"), [(Download, DownloadsPerProject), (Shipment, ShipmentsPerProject)]
+)
+def test_a_partition_that_comes_back_during_a_rebuild_is_counted_once(projects, source, counter):
+    """The rebuild's snapshot is older: for it the partition is not there, and its rows are no drift."""
+    leaf, table = leaf_of(source), source._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE oid = '{leaf}'::regclass")
+        bounds = cursor.fetchone()[0]
+        cursor.execute(f"ALTER TABLE {table} DETACH PARTITION {leaf}")
+    run_all(detach.on_settle(connection, source, leaf))
+
+    def attach():
+        try:
+            run_all(
+                [
+                    *detach.on_restore(connection, source, leaf),
+                    f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
+                    *detach.on_restored(connection, source, leaf),
+                ]
+            )
+        finally:
+            connection.close()
+
+    def leaving(using):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")  # now there is a snapshot
+        thread = threading.Thread(target=attach)
+        thread.start()
+        thread.join()
+        return ()
+
+    assert rebuild.rebuild(counter, "default", leaving=leaving) == 0
+    assert source.objects.count() == 6
+    assert_same_totals(counter)
 
 
 def test_a_kept_partition_stays_counted(projects):
@@ -260,8 +298,9 @@ def test_a_kept_partition_stays_counted(projects):
     finally:
         run_all(
             [
-                f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
                 *detach.on_restore(connection, Download, leaf),
+                f"ALTER TABLE {table} ATTACH PARTITION {leaf} {bounds}",
+                *detach.on_restored(connection, Download, leaf),
             ]
         )
     assert DownloadsEver.objects.get().total_kept == 0
@@ -309,21 +348,23 @@ def test_a_partition_that_rotation_detached_counts_again_when_it_is_attached(pro
         tables = [p for p in found.partitions(config) if p.detached_at and p.range.lower.year in (2060, 2061)]
         assert len(tables) == 2
         for partition in tables:
-            statements = hooks.on_restore(connection, source, partition.table)
+            before = hooks.on_restore(connection, source, partition.table)
+            behind = hooks.on_restored(connection, source, partition.table)
             bounds = partition.range.for_values(config.key_kind).as_string(None)
             name = partition.table.sql.as_string(None)
             with connection.cursor() as cursor:
                 cursor.execute(f"SELECT count(*) FROM {name}")
                 rows = cursor.fetchone()[0]
-            before = counter.objects.for_key(project=projects[0]).total
+            total = counter.objects.for_key(project=projects[0]).total
             run_all(
                 [
+                    *(statement.query.as_string(None) for statement in before),
                     f"ALTER TABLE {source._meta.db_table} ATTACH PARTITION {name} {bounds}",
                     f"COMMENT ON TABLE {name} IS NULL",
-                    *(statement.query.as_string(None) for statement in statements),
+                    *(statement.query.as_string(None) for statement in behind),
                 ]
             )
-            assert counter.objects.for_key(project=projects[0]).total == before + rows
+            assert counter.objects.for_key(project=projects[0]).total == total + rows
             assert_same_totals(counter)
             assert rows == 3
             if counter is ShipmentsPerProject:
@@ -335,3 +376,26 @@ def test_a_partition_that_rotation_detached_counts_again_when_it_is_attached(pro
     after = DownloadsEver.objects.get()
     assert (after.total, after.total_kept) == (ever.total, ever.total_kept)
     assert rebuild.check(ShipmentsPerProject, "default").ok
+
+
+def test_restore_partition_counts_what_comes_back(projects):
+    from django_scaledb.partitions import catalog, maintenance
+    from django_scaledb.partitions.archive.restore import Wish, restore
+    from django_scaledb.partitions.registry import config_for
+
+    for source, counter in ((Download, DownloadsPerProject), (Shipment, ShipmentsPerProject)):
+        assert maintenance.rotate([source], now=datetime(2080, 3, 3, tzinfo=UTC)).ok
+        source.objects.all().delete()
+        source.objects.bulk_create([source(project=projects[0], size=i, at=at(2080)) for i in range(4)])
+        assert maintenance.rotate([source], now=datetime(2095, 3, 3, tzinfo=UTC)).ok
+        assert counter.objects.for_key(project=projects[0]).total == 0
+        (found,) = catalog.read(connection, [source._meta.db_table])
+        detached = [p for p in found.partitions(config_for(source)) if p.detached_at]
+        [partition] = [p for p in detached if p.range.lower.year == 2080]
+        for _ in range(2):  # the second time there is nothing to do
+            report = restore(source, Wish(partition.table.name), now=datetime(2095, 3, 3, tzinfo=UTC))
+            assert report.ok, list(report.failures())
+            assert counter.objects.for_key(project=projects[0]).total == 4 == source.objects.count()
+        assert_same_totals(counter)
+        source.objects.create(project=projects[0], size=9, at=at(2080))
+        assert_same_totals(counter)

@@ -389,7 +389,7 @@ def test_manual_transactions(world):
         save_new()
         transaction.rollback()
         save_changed()
-        sid = transaction.savepoint()
+        sid = connection.savepoint()
         delete_one()
         transaction.savepoint_rollback(sid)
         bulk_create()
@@ -404,7 +404,7 @@ def test_manual_transactions(world):
 
 def test_a_savepoint_rolled_back_to_twice(world):
     with transaction.atomic():
-        sid = transaction.savepoint()
+        sid = connection.savepoint()
         save_new()
         transaction.savepoint_rollback(sid)
         save_new()

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 from django.db import transaction
+from django.test.utils import CaptureQueriesContext
 from psycopg import sql
 
 from django_scaledb.exceptions import AnotherRunInProgress, DDLError, LockNotAvailable
@@ -51,6 +52,22 @@ def partition_set(lab: Lab, table: str) -> PartitionSet:
 
 def public(name: str) -> TableName:
     return TableName("public", name)
+
+
+# -- what is sent
+
+
+def test_statements_that_go_together_are_one_message(lab: Lab) -> None:
+    texts = (
+        "CREATE TABLE one (i int)",
+        "COMMENT ON TABLE one IS 'a; b %s {}'",
+        "ALTER TABLE one RENAME TO two",
+    )
+    together = Step("do it", tuple(Statement(sql.SQL(text)) for text in texts), together=True)
+    with executor(lab) as runs, CaptureQueriesContext(lab.connection) as seen:
+        runs.run(together)
+    assert [q["sql"] for q in seen if "TABLE" in q["sql"]] == [";\n".join(texts)]
+    assert lab.comment("two") == "a; b %s {}"
 
 
 # -- the session

@@ -126,7 +126,12 @@ def test_a_unique_constraint(uploads: Lab, constraint: models.UniqueConstraint, 
     assert parts(uploads, "once") == {}
 
 
-def build_only(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def build_only(
+    lab: Lab,
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: models.Index | models.UniqueConstraint = INDEX,
+    model: type[models.Model] = Upload,
+) -> None:
     """As if a run had been killed before anything was attached."""
 
     def die(self: Builder) -> None:
@@ -134,7 +139,7 @@ def build_only(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Builder, "_attach", die)
-        add(lab)
+        add(lab, wanted, model)
 
 
 def test_rows_that_are_there_twice_leave_nothing_that_refuses_rows(uploads: Lab) -> None:
@@ -283,7 +288,9 @@ def test_an_index_of_the_same_name_is_not_taken_for_ours(uploads: Lab) -> None:
     assert uploads.value("SELECT to_regclass('by_size')") is None
 
 
-def test_partitions_of_partitions_and_names_that_are_taken_or_long(lab: Lab) -> None:
+def test_partitions_of_partitions_and_names_that_are_taken_or_long(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     lab.execute(
         "CREATE TABLE wide (at timestamptz NOT NULL, size int) PARTITION BY RANGE (at)",
@@ -308,9 +315,17 @@ def test_partitions_of_partitions_and_names_that_are_taken_or_long(lab: Lab) -> 
     assert all(valid for _, valid, _ in found)
     assert all(len(name.encode()) < 63 for name in names)
     remove(lab, INDEX, wide)
-    assert (
-        lab.value("SELECT count(*) FROM pg_class WHERE relname LIKE '%by_size_idx_' AND relkind <> 'r'") == 0
-    )
+    once = models.UniqueConstraint(fields=["size", "at"], name="once")
+    add(lab, once, wide)
+    assert lab.value("SELECT count(*) FROM pg_constraint WHERE conname LIKE '%once%'") == 6
+    remove(lab, once, wide)
+    for wanted in (INDEX, once):  # neither of which comes to its end
+        build_only(lab, monkeypatch, wanted, wide)
+        remove(lab, wanted, wide)
+    left = "SELECT string_agg(indexrelid::regclass::text, ' ') FROM pg_index WHERE indrelid = '{}'::regclass"
+    assert lab.value(left.format("wide")) == "other"
+    assert lab.value(left.format("deep")) == "deep_size_idx"
+    assert lab.value(left.format('"Deep 2"')) == '"Deep 2_size_idx"'
 
 
 def models_for(table: str) -> type[models.Model]:

@@ -46,10 +46,26 @@ VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{}')"
 @pytest.fixture
 def project(tmp_path: Path, server: Cluster) -> Project:
     project = Project(tmp_path, server, f"indexes_{next(NUMBERS)}")
-    project.models(ORDER.format(indexes="", constraints=""))
-    project.manage("makemigrations", "shop")
-    project.manage("migrate", "-v", "0")
+    begin(project)
     return project
+
+
+def begin(project: Project) -> None:
+    project.models(ORDER.format(indexes="", constraints=""))
+    run(project, "call('makemigrations', 'shop', verbosity=0)", "invalidate_caches()", "call('migrate')")
+
+
+def run(project: Project, *code: str) -> str:
+    """Several commands in one process, which saves most of the time; what they print."""
+    lines = (
+        "from importlib import invalidate_caches",
+        "from django.db import connection",
+        "from django.core.management import call_command",
+        "def call(*args, verbosity=0, **options): call_command(*args, verbosity=verbosity, **options)",
+        f"def valid(name):\n    cursor = connection.cursor()\n    cursor.execute({VALID!r}.format(name))\n"
+        "    return [row[0] for row in cursor.fetchall()]",
+    )
+    return project.run("\n".join((*lines, *code)))
 
 
 def write(project: Project, name: str, *operations: str, atomic: bool = False) -> None:
@@ -70,38 +86,42 @@ def valid(project: Project, name: str) -> bool | None:
     return rows[0][0] if rows else None
 
 
+BOTH = (
+    f"operations.AddIndexConcurrently('order', {INDEX})",
+    f"operations.AddConstraintConcurrently('order', {CONSTRAINT})",
+)
+THERE = "assert valid('order_total') == valid('order_once') == [True]"
+GONE = "assert valid('order_total') == valid('order_once') == []"
+
+
 def test_there_and_back(project: Project) -> None:
     project.execute(FILL.format(rows=1000))
-    write(
-        project,
-        "0002_both",
-        f"operations.AddIndexConcurrently('order', {INDEX})",
-        f"operations.AddConstraintConcurrently('order', {CONSTRAINT})",
-    )
-    shown = project.manage("sqlmigrate", "shop", "0002")
-    assert shown.count("CREATE INDEX CONCURRENTLY") == 2
-    assert shown.count("CREATE UNIQUE INDEX CONCURRENTLY") == 2
-    assert shown.count("ATTACH PARTITION") == 4
-    project.manage("migrate", "-v", "0")
-    assert valid(project, "order_total")
-    assert valid(project, "order_once")
+    write(project, "0002_both", *BOTH)
     write(
         project,
         "0003_neither",
         "operations.RemoveIndexConcurrently('order', 'order_total')",
         "operations.RemoveConstraintConcurrently('order', 'order_once')",
     )
-    shown = project.manage("sqlmigrate", "shop", "0003")
+    run(
+        project,
+        "call('migrate', 'shop', '0002')",
+        THERE,
+        "call('migrate', 'shop')",
+        GONE,
+        "call('migrate', 'shop', '0002')",
+        THERE,
+        "call('migrate', 'shop', '0001')",
+        GONE,
+    )
+    shown = run(project, "call('sqlmigrate', 'shop', '0002')")
+    assert shown.count("CREATE INDEX CONCURRENTLY") == 2
+    assert shown.count("CREATE UNIQUE INDEX CONCURRENTLY") == 2
+    assert shown.count("ATTACH PARTITION") == 4
+    shown = run(project, "call('sqlmigrate', 'shop', '0003')")
     assert 'DROP INDEX "public"."order_total"' in shown
     assert 'DROP CONSTRAINT "order_once"' in shown
-    project.manage("migrate", "-v", "0")
-    assert valid(project, "order_total") is valid(project, "order_once") is None
-    project.manage("migrate", "shop", "0002", "-v", "0")
-    assert valid(project, "order_total")
-    assert valid(project, "order_once")
-    project.manage("migrate", "shop", "0001", "-v", "0")
-    assert valid(project, "order_total") is valid(project, "order_once") is None
-    write(project, "0004_atomic", f"operations.AddConstraintConcurrently('order', {CONSTRAINT})", atomic=True)
+    write(project, "0004_atomic", BOTH[1], atomic=True)
     assert "set atomic = False on the migration" in project.manage("migrate", fails=True)
 
 
@@ -128,10 +148,12 @@ def test_djangos_own_operation_and_a_plain_table(project: Project) -> None:
         "serialize=False, verbose_name='ID')), ('total', models.IntegerField())])",
         "operations.AddIndexConcurrently('note', models.Index(fields=['total'], name='note_total'))",
     )
-    assert "No changes detected" in project.manage("makemigrations", "--check", "--dry-run")
-    project.manage("migrate", "-v", "0")
-    assert valid(project, "order_total")
-    assert valid(project, "note_total")
+    run(
+        project,
+        "call('makemigrations', check_changes=True)",
+        "call('migrate')",
+        "assert valid('order_total') == valid('note_total') == [True]",
+    )
 
 
 def test_only_where_the_router_says(tmp_path: Path, server: Cluster) -> None:
@@ -141,18 +163,10 @@ def test_only_where_the_router_says(tmp_path: Path, server: Cluster) -> None:
         "        return db == 'default'\n"
     )
     project = Project(tmp_path, server, f"indexes_{next(NUMBERS)}", extra)
-    project.models(ORDER.format(indexes="", constraints=""))
-    project.manage("makemigrations", "shop")
-    project.manage("migrate", "-v", "0")
-    write(
-        project,
-        "0002_both",
-        f"operations.AddIndexConcurrently('order', {INDEX})",
-        f"operations.AddConstraintConcurrently('order', {CONSTRAINT})",
-    )
+    begin(project)
+    write(project, "0002_both", *BOTH)
     # The same server under another alias, as a replica would be; nothing happens there.
-    project.manage("migrate", "shop", "--database", "other", "-v", "0")
-    assert valid(project, "order_total") is valid(project, "order_once") is None
+    run(project, "call('migrate', 'shop', database='other')", GONE)
 
 
 def test_migrate_that_was_killed_is_run_again(project: Project) -> None:
@@ -203,6 +217,7 @@ WARNED = {
     f"migrations.AddConstraint('order', {CHECK})": "ValidateConstraint",
     f"migrations.AddField('order', 'code', {INDEXED})": "db_index=False",
     f"migrations.AlterField('order', 'total', {INDEXED})": "db_index=False",
+    "migrations.AlterUniqueTogether('order', {('number', 'placed_at')})": "Write a UniqueConstraint",
     f"migrations.SeparateDatabaseAndState([migrations.AddIndex('order', {INDEX})], [])": (
         "Use AddIndexConcurrently"
     ),

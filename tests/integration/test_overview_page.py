@@ -283,6 +283,7 @@ def test_a_role_that_may_only_read_the_catalog(server: Cluster) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SET ROLE onlooker")
         built = page.build(timezone.now())
+        later = page.build(timezone.now() + timedelta(days=60))
     finally:
         with connection.cursor() as cursor:
             cursor.execute("RESET ROLE")
@@ -291,6 +292,9 @@ def test_a_role_that_may_only_read_the_catalog(server: Cluster) -> None:
     assert (labels["testapp.Event"].error, labels["testapp.Event"].problems) == ("", [])
     assert labels["testapp.Event"].picture is not None
     assert any("permission denied" in note for note in built.notes), "the last rotations cannot be read"
+    due = next(shown for shown in later.summary if shown.label == "testapp.Event")
+    assert due.next_problem == "", "who only looks need not own the table"
+    assert "CREATE TABLE" in due.steps[0].sql or "permission denied" in due.steps[0].problem
     assert "permission denied" in (built.counters.content or [])[0].problem
     assert "permission denied" in built.conversions.problem
 

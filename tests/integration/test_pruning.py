@@ -87,6 +87,10 @@ NOT_PRUNED = {
         lambda: Event.objects.filter(happened_at__gte=F("happened_at") - DAY),
         "happened_at__gte compares with another column",
     ),
+    "union": (
+        lambda: Event.objects.filter(happened_at=today()).union(Event.objects.filter(size=1), all=True),
+        "nothing restricts happened_at",
+    ),
     "joined": (
         lambda: Comment.objects.filter(event__size=3),
         "testapp.Event is joined, and nothing restricts",

@@ -115,7 +115,7 @@ def test_the_rotation_is_a_task(shop: Site) -> None:
 
 def test_a_model_that_fails_fails_the_task_which_is_tried_again(shop: Site) -> None:
     drop(shop, "max(name)")
-    with shop.node.connect(dbname=shop.database) as holder:
+    with shop.node.connect(dbname=shop.database, autocommit=False) as holder:
         holder.execute("LOCK TABLE shop_event IN ACCESS EXCLUSIVE MODE")
         name, text = answer(shop, ROTATE.format(labels=""))
     assert name == "RotationFailed"

@@ -161,11 +161,10 @@ def test_several_workers_are_added_up(shop: Site) -> None:
     assert not load.errors
     wanted = load.read_from.total() + load.strangers.total()
 
-    def arrived() -> bool:
-        Client(port).get("/where")
-        return reads() - before >= wanted
-
-    eventually(arrived, 10, step=0.3)
+    # Each worker hands on with a request, a second after the last time; one scrape reaches one of them.
+    time.sleep(1.1)
+    workers(port, 2)
+    assert reads() - before >= wanted
     shop.programs.pop().stop()
 
 
@@ -229,10 +228,8 @@ def test_a_scrape_has_a_bound_and_survives_what_fails(monkeypatch, caplog) -> No
     with CaptureQueriesContext(connection) as many:
         monkeypatch.setattr(registry, "partitioned_models", lambda: models)
         found = {metric.name: metric for metric in prometheus.ScaleDBCollector().collect()}
-    defaults = sum(
-        s.value for s in found["django_scaledb_partitions"].samples if s.labels["state"] == "default"
-    )
-    assert len(many) - len(few) <= 10 * defaults
+    asked = [sum("BEGIN" not in q["sql"] for q in queries) for queries in (few, many)]
+    assert asked[0] <= asked[1] <= 20, "however many models there are"
     assert {s.value for s in found["django_scaledb_scrape_ok"].samples} == {1}
 
     monkeypatch.setattr(prometheus, "_runway_seconds", lambda model, now: 1 / 0)

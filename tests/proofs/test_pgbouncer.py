@@ -61,6 +61,7 @@ def shop(site: Site) -> Iterator[Site]:
         yield site
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("binding", ["client", "server"])
 def test_routing_and_counters(shop: Site, binding: str) -> None:
     environment = {"SERVER_SIDE_BINDING": "1"} if binding == "server" else {}

@@ -38,6 +38,7 @@ MODELS = """
 """
 
 
+@pytest.mark.slow
 def test_a_pool_behind_a_threaded_server(site: Site) -> None:
     commands = site.take(PAGE)
     application(site, MODELS, read_before_the_fork=False)

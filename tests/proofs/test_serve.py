@@ -1,4 +1,7 @@
-"""gunicorn and uvicorn under load, with a standby that lags and dies: what docs/how-to/serve.md says."""
+"""gunicorn and uvicorn under load, with a standby that lags and dies: what docs/how-to/serve.md says.
+
+The loads take their time: `python3 run.py test-slow tests/proofs` runs the rest of them.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +47,11 @@ def serve(site: Site, command: str, **environment: str) -> tuple[Program, int]:
 
 @pytest.mark.parametrize(
     ("server", "prefix"),
-    [("gunicorn.conf.py", ""), ("--worker-class sync", ""), ("uvicorn", "a")],
-    ids=["gthread", "sync", "asgi"],
+    [
+        pytest.param("gunicorn.conf.py", "", id="gthread"),
+        pytest.param("--worker-class sync", "", id="sync", marks=pytest.mark.slow),
+        pytest.param("uvicorn", "a", id="asgi"),
+    ],
 )
 def test_nothing_stale_and_nothing_failed_under_load(shop: Site, server: str, prefix: str) -> None:
     (command,) = [command for command in shop.take(PAGE) if server in command]

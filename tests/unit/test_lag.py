@@ -14,6 +14,7 @@ def test_out_and_unknown() -> None:
     history = LagHistory()
     history.add(100, 1.0, out=False)
     history.add(101, None, out=True)
+    history.add(102, 0.5, out=False)
     history.add(110, None, out=True)
     assert history.slots(110)[-3:] == [Slot(20, 1.0, out=True), None, Slot(22, None, out=True)]
 

@@ -768,7 +768,7 @@ def test_defaults() -> None:
 
 def test_what_is_archived_is_dropped_and_nothing_else() -> None:
     config = config_of(retention="1 year", retention_action="archive", detached_for="7 days")
-    here = [year(2026), year(2027), year(2028)]
+    here = [year(2025), year(2026), year(2027), year(2028)]
     long_ago = {"state": State.DETACHED, "detached_at": utc(2026, 1, 1)}
     archived = replace(year(2020, **long_ago), archived_at=utc(2026, 1, 1))
     lacking, held = year(2021, **long_ago), replace(year(2022, **long_ago), held_since=NOW)

@@ -137,9 +137,24 @@ def test_what_is_said_of_a_detached_table() -> None:
 
     assert note(detached_at=day("2026-05-12")) == "detached 2026-05-12, will be dropped after 2026-05-19"
     assert note(detached_at=day("2026-05-01")) == "detached 2026-05-01, dropped by the next rotation"
+    assert note(detached_at=day("2026-05-01"), held_since=day("2026-05-02")) == (
+        "detached 2026-05-01, kept until somebody drops it"
+    )
+    config = config_of(retention="2 months", retention_action="archive")
+    assert note(detached_at=day("2026-05-01")) == "detached 2026-05-01, not archived yet"
+    assert note(detached_at=day("2026-05-01"), archived_at=day("2026-05-02")) == (
+        "detached 2026-05-01, archived 2026-05-02, dropped by the next rotation"
+    )
     assert note(retiring=True) == "detached, not settled; the next rotation goes on"
     assert note(managed=False) == "detached by hand, never dropped"
     assert note(state=State.ATTACHED) == ""
+    assert note(state=State.ATTACHED, held_since=day("2026-05-02")) == (
+        "restored 2026-05-02; retention leaves it alone"
+    )
+    assert note(state=State.ARCHIVED, archived_at=day("2026-05-03")) == "archived 2026-05-03"
+    assert note(detached_at=day("2026-05-12"), archived_at=day("2026-05-13")) == (
+        "detached 2026-05-12, archived 2026-05-13, will be dropped after 2026-05-20"
+    )
 
 
 # -- places and sizes

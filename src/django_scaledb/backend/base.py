@@ -40,6 +40,11 @@ class DatabaseWrapper(CounterConnectionMixin, RoutedConnectionMixin, psqlextra.D
         else:
             super(psqlextra.DatabaseWrapper, self).prepare_database()
 
+    @property
+    def is_followed(self) -> bool:
+        # A primary with replicas recognises writes by what its cursors run.
+        return self.routing_set is not None or super().is_followed
+
     @cached_property
     def wrap_database_errors(self) -> _ErrorWrapper:
         return _ErrorWrapper(self)

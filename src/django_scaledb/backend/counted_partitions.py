@@ -38,9 +38,17 @@ def _on_restore(
         yield Statement(sql.SQL(text), lock)
 
 
+def _on_restored(
+    connection: BaseDatabaseWrapper, model: type[models.Model], table: TableName
+) -> Iterator[Statement]:
+    lock = (Lock(table, LockMode.SHARE_ROW_EXCLUSIVE),)
+    for text in detach.on_restored(connection, model, table.sql.as_string(None)):
+        yield Statement(sql.SQL(text), lock)
+
+
 def install() -> None:
     """Have every partition of a counted model armed as it is made, and accounted for when it leaves."""
     register(_HOOK)
 
 
-_HOOK = Hook(on_create=_on_create, on_settle=_on_settle, on_restore=_on_restore)
+_HOOK = Hook(on_create=_on_create, on_settle=_on_settle, on_restore=_on_restore, on_restored=_on_restored)

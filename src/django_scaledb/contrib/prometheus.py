@@ -3,8 +3,8 @@
 ``urlpatterns = [path("metrics", django_scaledb.contrib.prometheus.metrics)]``, or `install()` and any way of
 prometheus_client's to serve its default registry.
 
-A scrape asks each primary's catalog twice, once more for each default partition, and for the last runs;
-servers and decisions are in memory. Whatever fails is left out, and said by ``django_scaledb_scrape_ok``.
+A scrape sends each primary the same few queries, however many models and partitions there are; servers and
+decisions are in memory. Whatever fails is left out, and said by ``django_scaledb_scrape_ok``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from django_scaledb.routing.policy import Reason
 
 logger = logging.getLogger("django_scaledb.prometheus")
 
-STATES = ("attached", "premade", "default", "detach_pending", "detached")
+STATES = ("attached", "premade", "default", "detach_pending", "detached", "restoring", "archived")
 PROBLEMS = ("runway", "gap", "default rows", "detach pending", "unfinished", "error")
 #: Seconds between two times that a worker hands on its decisions, where several share their metrics.
 _HAND_ON_EVERY = 1.0
@@ -177,7 +177,7 @@ def _partitions(databases: Iterable[str]) -> Iterator[Metric]:
         if not wanted:
             continue
         with _borrowed(database):
-            found = overview.survey(wanted, using=database, now=now)
+            found = overview.survey(wanted, using=database, now=now, closely=False)
         if found.error is not None:
             raise found.error
         for model in found.models:

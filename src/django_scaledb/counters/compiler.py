@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from django.apps import apps as global_apps
 from django.core.exceptions import EmptyResultSet
 from django.db import NotSupportedError, OperationalError, transaction
 from django.db.models.constants import OnConflict
 from django.db.models.sql.constants import ROW_COUNT
 
 from django_scaledb.counters import registry
-from django_scaledb.counters.definition import quote
+from django_scaledb.counters.definition import Hop, quote
 from django_scaledb.counters.deltas import Number
 from django_scaledb.counters.signals import counters_changed
 from django_scaledb.counters.writes import AFTER, BEFORE, OLD, WriteSet
@@ -66,7 +67,7 @@ class _RowAppeared(Exception):
     """An upsert met a row that was committed after old values were read."""
 
 
-def _together(connection: Any, write: Callable[[], T]) -> T:
+def _together(connection: Any, writes: WriteSet, write: Callable[[], T]) -> T:
     """`write()` in a transaction that its deltas share; in autocommit, one of its own.
 
     That one holds a single statement, so a serialization failure on the counter's row is answered
@@ -76,26 +77,44 @@ def _together(connection: Any, write: Callable[[], T]) -> T:
         return write()
 
     def run() -> T:
+        own = not connection.in_atomic_block
         with transaction.atomic(using=connection.alias):
+            if own and writes.hops:
+                # Whoever moves a parent has to see all rows below it (see `_remember`).
+                with connection.cursor() as cursor:
+                    cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
             return write()
 
-    return _again(run, unless=lambda: connection.in_atomic_block)
+    return _again(connection, run)
 
 
-def _again(run: Callable[[], T], unless: Callable[[], bool] = lambda: False) -> T:
+def _again(connection: Any, run: Callable[[], T]) -> T:
     """`run()`, a statement that is its own transaction; again when its counters' rows were in the way.
 
-    Each time it steps back for longer, by chance: writers that start again at once would meet again.
+    Where REPEATABLE READ is the default it then waits for its turn with READ COMMITTED, which for a single
+    statement only means that a row is read as it is when it is locked. SERIALIZABLE stays; there it
+    steps back for longer each time, by chance, because writers that start at once would meet again.
     """
     for attempt in itertools.count(1):
         try:
-            return run()
+            if attempt == 1 or connection.in_atomic_block:
+                return run()
+            with transaction.atomic(using=connection.alias):
+                with connection.cursor() as cursor:
+                    cursor.execute("SHOW transaction_isolation")
+                    if cursor.fetchone()[0] == "repeatable read":
+                        cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                return run()
         except OperationalError as error:
             conflict = getattr(error.__cause__, "sqlstate", None) in RETRIED
-            if not conflict or attempt == ATTEMPTS or unless():
+            if not conflict or attempt == ATTEMPTS or connection.in_atomic_block:
                 raise
             time.sleep(random.uniform(0, min(LONGEST_STEP_BACK, 0.001 * 2**attempt)))  # noqa: S311
     raise AssertionError("unreachable")
+
+
+_write_sets: dict[tuple[type[Model], str], WriteSet] = {}
+registry.on_forget(_write_sets.clear)
 
 
 class _CountedCompiler(_Compiler):
@@ -117,20 +136,97 @@ class _CountedCompiler(_Compiler):
                 cursor.execute(text, params)
                 return int(cursor.fetchone()[0])
 
-        return _again(run)
+        return _again(self.connection, run)
+
+    def _run(self, text: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(text, params)
+            return [tuple(row) for row in cursor.fetchall()]
+
+    def _converted(self, rows: list[Any], fields: Sequence[Any]) -> Any:
+        """`rows` as Python has the values of `fields`."""
+        cols = [field.get_col(self.query.get_meta().db_table) for field in fields]
+        converters = self.get_converters(cols)
+        return self.apply_converters(rows, converters) if converters else rows
 
     def _write_set(self) -> WriteSet | None:
         if not getattr(self.connection, "keeps_counters", False):
             return None
-        assert self.query.model is not None
-        watch = registry.watch(self.query.model)
+        model = self.query.model
+        assert model is not None
+        watch = registry.watch(model)
         if watch is None:
             return None
-        label = (self.query.model._meta.concrete_model or self.query.model)._meta.label_lower
-        return WriteSet(
-            tuple(registry.definition(counter, self.connection) for counter in watch.counted),
-            tuple(registry.hops_of(watch.spanned, label, self.connection)),
-        )
+        at = (model, self.connection.alias)
+        found = _write_sets.get(at)
+        if found is None:
+            label = (model._meta.concrete_model or model)._meta.label_lower
+            found = WriteSet(
+                tuple(registry.definition(counter, self.connection) for counter in watch.counted),
+                tuple(registry.hops_of(watch.spanned, label, self.connection)),
+            )
+            if model._meta.apps is global_apps:  # those of a migration come and go
+                _write_sets[at] = found
+        return found
+
+    def _both_sides(
+        self, writes: WriteSet, write: str, params: Sequence[Any], wanted: int, before: str = ""
+    ) -> list[Any]:
+        """Run `write`, book its deltas row by row, and give the first `wanted` columns of its rows.
+
+        It returns these, whether there was a row before, and the old and new values of each column
+        that is counted; the server makes keys and amounts of both.
+        """
+        safe = writes.escaped
+        table = quote(self.query.get_meta().db_table)
+        names = [f"r{i}" for i in range(wanted)] + ["replaced"]
+        names += [f"{s}{i}" for s in (BEFORE, AFTER) for i in range(len(safe.columns))]
+        beside = safe.beside
+        width = len(beside)
+        sides = []
+        for side in (AFTER, BEFORE):
+            relation = ", ".join(f"w.{side}{i} AS {quote(c)}" for i, c in enumerate(safe.columns))
+            named = ", ".join(f"{column} AS c{i}" for i, column in enumerate(beside)) or "NULL"
+            sides.append(f"CROSS JOIN LATERAL (SELECT {named} FROM (SELECT {relation}) {table}) {side}")
+        out = [f"w.r{i}" for i in range(wanted)] + [f"n.c{i}" for i in range(width)] + ["w.replaced"]
+        out += [f"o.c{i}" for i in range(width)]
+        at = {column: i for i, column in enumerate(safe.columns)}
+        for hop in safe.hops:
+            out += [f"w.o{at[hop.pk]}::text", f"w.o{at[hop.value]}::text", f"w.n{at[hop.value]}::text"]
+        written = f"WITH {before}w({', '.join(names)}) AS ({write})"
+        rows = self._run(f"{written} SELECT {', '.join(out)} FROM w {' '.join(sides)}", params)
+        end = self._book(writes, rows, wanted, 1)
+        replaced = [row for row in rows if row[end]]
+        end = self._book(writes, replaced, end + 1, -1)
+        for hop in writes.hops:
+            for row in replaced:
+                if row[end + 1] != row[end + 2]:
+                    self._remember(hop, row[end], row[end + 1])
+            end += 3
+        return [row[:wanted] for row in rows]
+
+    def _book(self, writes: WriteSet, rows: Sequence[tuple[Any, ...]], start: int, sign: int) -> int:
+        """Book the amounts that stand beside each row from column `start` on; returns where they end."""
+        log = self.connection.counter_deltas  # type: ignore[attr-defined]
+        for counter in writes.counters:
+            middle = start + len(counter.keys)
+            end = middle + len(counter.totals)
+            sums: dict[tuple[Any, ...], list[Number]] = {}
+            for row in rows:
+                amounts = row[middle:end]
+                if amounts[0] is None:
+                    continue
+                held = sums.get(row[start:middle])
+                if held is None:
+                    sums[row[start:middle]] = list(amounts)
+                else:
+                    for i, amount in enumerate(amounts):
+                        held[i] += amount
+            for key, summed in sums.items():
+                texts = tuple([None if value is None else str(value) for value in key])
+                log.add(counter.label, texts, summed if sign > 0 else [-amount for amount in summed])
+            start = end
+        return start
 
     def _report(self, writes: WriteSet, text: str, params: Sequence[Any]) -> int:
         """Run a reporting statement, book its deltas, return how many rows it wrote."""
@@ -145,13 +241,37 @@ class _CountedCompiler(_Compiler):
             elif number > 0:
                 log.add(writes.counters[number - 1].label, tuple(keys), [sign * amount for amount in amounts])
             else:
-                hop = writes.hops[-1 - number]
-                log.remember((hop.table, hop.value), keys[0], keys[1])
+                self._remember(writes.hops[-1 - number], keys[0], keys[1])
         return count
+
+    removes = False
+
+    def _remember(self, hop: Hop, pk: str, value: str | None) -> None:
+        """`hop`'s row `pk` said `value` before this statement changed or removed it.
+
+        The rows below are moved at COMMIT, all that are there by then; a snapshot that is older would
+        leave out some of them. Raises `NotSupportedError` there, for a wrong number is worse.
+        """
+        self.connection.counter_deltas.remember((hop.table, hop.value), pk, value)  # type: ignore[attr-defined]
+        if self.removes and hop.is_constrained:
+            return  # nothing is below
+        if self._isolation is None:
+            ((self._isolation,),) = self._run("SHOW transaction_isolation", ())
+        if self._isolation not in ("read committed", "read uncommitted"):
+            raise NotSupportedError(
+                f"cannot change {hop.table}.{hop.value} in a transaction with isolation level "
+                f"{self._isolation.upper()}: counters follow it, and rows that others have added below since "
+                "the transaction began would be left out; begin it with SET TRANSACTION ISOLATION LEVEL "
+                "READ COMMITTED"
+            )
+
+    _isolation: str | None = None
 
 
 class CountedDeleteMixin(_CountedCompiler, _DeleteCompiler):
     """DELETE .. RETURNING, aggregated: each row is subtracted by whoever really deleted it."""
+
+    removes = True
 
     def execute_sql(self, result_type: Any = ROW_COUNT, *args: Any, **kwargs: Any) -> Any:
         writes = self._write_set()
@@ -167,17 +287,21 @@ class CountedDeleteMixin(_CountedCompiler, _DeleteCompiler):
         if self._folds_at_once(writes):
             return self._folded_count(safe.folding(write, BEFORE), params)
         statement = safe.report(write, BEFORE)
-        return _together(self.connection, lambda: self._report(writes, statement, params))
+        return _together(self.connection, writes, lambda: self._report(writes, statement, params))
 
 
 class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
     """UPDATE that returns old and new values, when it writes a column that a counter reads."""
 
-    def execute_sql(self, result_type: Any) -> Any:  # type: ignore[override]
+    def _touched(self) -> WriteSet | None:
+        """What this statement must report on, given the columns that it writes."""
         writes = self._write_set()
-        if writes:
-            written = {str(field.column) for field, _, _ in self.query.values}  # type: ignore[attr-defined]
-            writes = writes.touched_by(written)
+        if not writes:
+            return None
+        return writes.touched_by({str(field.column) for field, _, _ in self.query.values})  # type: ignore[attr-defined]
+
+    def execute_sql(self, result_type: Any) -> Any:  # type: ignore[override]
+        writes = self._touched()
         if not writes:
             return super().execute_sql(result_type)
         rows: int | None = None
@@ -192,13 +316,32 @@ class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
             if at_once:
                 rows = self._folded_count(statement, values)
             else:
-                rows = _together(self.connection, lambda: self._report(reporting, statement, values))
+                rows = _together(self.connection, writes, lambda: self._report(reporting, statement, values))
         # As Django does: the parents' tables of a multi-table model come behind.
         for query in self.query.get_related_updates():
             more = query.get_compiler(self.using).execute_sql(result_type)
             if rows is None and more:
                 rows = more
         return rows or 0
+
+    def execute_returning_sql(self, returning_fields: Any) -> Any:
+        """Django 6.0 and later: `save()` asks for what the server made of an expression."""
+        writes = self._touched()
+        if not writes or not returning_fields or self.query.get_related_updates():
+            return super().execute_returning_sql(returning_fields)
+        text, params = self.as_sql()
+        safe, table = writes.escaped, quote(self.query.get_meta().db_table)
+        before, after, old = "old", "new", ""
+        if self.connection.pg_version < RETURNING_OLD:  # type: ignore[attr-defined]
+            text, params, old = self._with_old_rows_locked(safe, text, tuple(params), returning="")
+            before, after = OLD, table
+        wanted = [f"{table}.{quote(field.column)}" for field in returning_fields]
+        sides = safe.returning({BEFORE: before, AFTER: after}).removeprefix("RETURNING ")
+        write = f"{text} RETURNING {', '.join([*wanted, 'TRUE', sides])}"
+        rows = _together(
+            self.connection, writes, lambda: self._both_sides(writes, write, params, len(wanted), before=old)
+        )
+        return list(self._converted(rows, returning_fields))
 
     def _reporting(
         self, writes: WriteSet, text: str, params: tuple[Any, ...], *, at_once: bool
@@ -213,7 +356,7 @@ class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
         return writes.report(write, (BEFORE, AFTER), before=old), params
 
     def _with_old_rows_locked(
-        self, writes: WriteSet, text: str, params: tuple[Any, ...]
+        self, writes: WriteSet, text: str, params: tuple[Any, ...], returning: str | None = None
     ) -> tuple[str, tuple[Any, ...], str]:
         """Old values on PostgreSQL 14-17: lock the rows, then update what was locked.
 
@@ -240,7 +383,7 @@ class CountedUpdateMixin(_CountedCompiler, _UpdateCompiler):
         update = f"{head} FROM {OLD} WHERE {table}.{pk} = {OLD}.scaledb_pk"
         if again:
             update += f" AND ({where})"
-        update += f" {writes.returning({BEFORE: OLD, AFTER: table})}"
+        update += f" {writes.returning({BEFORE: OLD, AFTER: table})}" if returning is None else returning
         values = (*where_params, *head_params, *(where_params if again else ()))
         return update, values, old
 
@@ -278,94 +421,33 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
             columns = [f"{table}.{quote(column)}" for column in writes.escaped.columns]
             write = self._and_returning(text, wanted, columns or ["NULL"])
             folding = writes.escaped.folding(write, AFTER, wanted=wanted)
-            rows = _again(lambda: self._run(folding, params))
+            rows = _again(self.connection, lambda: self._run(folding, params))
         else:
-            rows = _together(self.connection, lambda: run(writes, text, params, wanted))
-        if not returning_fields:
-            return []
-        cols = [field.get_col(self.query.get_meta().db_table) for field in returning_fields]
-        if converters := self.get_converters(cols):
-            converted: Any = self.apply_converters(rows, converters)
-            rows = list(converted)
-        return rows
-
-    def _run(self, text: str, params: Sequence[Any]) -> list[tuple[Any, ...]]:
-        with self.connection.cursor() as cursor:
-            cursor.execute(text, params)
-            return [tuple(row) for row in cursor.fetchall()]
+            rows = _together(self.connection, writes, lambda: run(writes, text, params, wanted))
+        return list(self._converted(rows, returning_fields)) if returning_fields else []
 
     @staticmethod
     def _and_returning(text: str, wanted: int, columns: Sequence[str]) -> str:
         return f"{text}{', ' if wanted else ' RETURNING '}{', '.join(columns)}"
 
     def _inserted(self, writes: WriteSet, text: str, params: Sequence[Any], wanted: int) -> list[Any]:
-        rows = self._run(self._and_returning(text, wanted, writes.escaped.beside()), params)
+        rows = self._run(self._and_returning(text, wanted, writes.escaped.beside), params)
         self._book(writes, rows, wanted, 1)
         return [row[:wanted] for row in rows]
-
-    def _book(self, writes: WriteSet, rows: Sequence[tuple[Any, ...]], start: int, sign: int) -> int:
-        """Book the amounts that stand beside each row from column `start` on; returns where they end."""
-        log = self.connection.counter_deltas  # type: ignore[attr-defined]
-        for counter in writes.counters:
-            middle = start + len(counter.keys)
-            end = middle + len(counter.totals)
-            sums: dict[tuple[str | None, ...], list[Number]] = {}
-            for row in rows:
-                amounts = row[middle:end]
-                if amounts[0] is None:
-                    continue
-                held = sums.get(row[start:middle])
-                if held is None:
-                    sums[row[start:middle]] = list(amounts)
-                else:
-                    for i, amount in enumerate(amounts):
-                        held[i] += amount
-            for key, summed in sums.items():
-                log.add(counter.label, key, [sign * amount for amount in summed])
-            start = end
-        return start
 
     def _upserted(self, writes: WriteSet, text: str, params: Sequence[Any], wanted: int) -> list[Any]:
         """INSERT .. ON CONFLICT DO UPDATE on PostgreSQL 18: OLD is NULL for a row that is new."""
         safe = writes.escaped
         meta: Any = self.query.get_meta()
         pk = quote(meta.pk.column)
-        columns = [f"old.{pk} IS NOT NULL AS replaced"]
+        columns = [f"old.{pk} IS NOT NULL"]
         columns += [
             f"{v}.{quote(c)} AS {s}{i}"
             for s, v in ((BEFORE, "old"), (AFTER, "new"))
             for i, c in enumerate(safe.columns)
         ]
         write = self._and_returning(text, wanted, columns)
-        names = [f"r{i}" for i in range(wanted)] + ["replaced"]
-        names += [f"{s}{i}" for s in (BEFORE, AFTER) for i in range(len(safe.columns))]
-        beside = safe.beside()
-        width = len(beside)
-        sides = []
-        for side in (AFTER, BEFORE):
-            relation = ", ".join(f"w.{side}{i} AS {quote(c)}" for i, c in enumerate(safe.columns))
-            named = ", ".join(f"{column} AS c{i}" for i, column in enumerate(beside)) or "NULL"
-            sides.append(
-                f"CROSS JOIN LATERAL (SELECT {named} FROM (SELECT {relation}) {quote(meta.db_table)}) {side}"
-            )
-        out = [f"w.r{i}" for i in range(wanted)] + [f"n.c{i}" for i in range(width)] + ["w.replaced"]
-        out += [f"o.c{i}" for i in range(width)]
-        at = {column: i for i, column in enumerate(safe.columns)}
-        for hop in safe.hops:
-            out += [f"w.o{at[hop.pk]}::text", f"w.o{at[hop.value]}::text", f"w.n{at[hop.value]}::text"]
-        rows = self._run(
-            f"WITH w({', '.join(names)}) AS ({write}) SELECT {', '.join(out)} FROM w {' '.join(sides)}",
-            params,
-        )
-        end = self._book(writes, rows, wanted, 1)
-        replaced = [row for row in rows if row[end]]
-        end = self._book(writes, replaced, end + 1, -1)
-        for hop in writes.hops:
-            for row in replaced:
-                if row[end + 1] != row[end + 2]:
-                    self.connection.counter_deltas.remember((hop.table, hop.value), row[end], row[end + 1])  # type: ignore[attr-defined]
-            end += 3
-        return [row[:wanted] for row in rows]
+        return self._both_sides(writes, write, params, wanted)
 
     def _upserted_before_18(
         self, writes: WriteSet, text: str, params: Sequence[Any], wanted: int
@@ -379,7 +461,7 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
         meta: Any = self.query.get_meta()
         table, pk = quote(meta.db_table), f"{quote(meta.db_table)}.{quote(meta.pk.column)}::text"
         hops = [f"{table}.{quote(column)}::text" for hop in safe.hops for column in (hop.pk, hop.value)]
-        reported = [pk, *safe.beside(), *hops]
+        reported = [pk, *safe.beside, *hops]
         old_text, old_params = self._old_rows(meta, reported)
         returned = [f"{table}.{quote(field.column)}" for field in self.returning_fields or ()]
         write = f"{text} WHERE {pk} = ANY(%s) RETURNING {', '.join([*returned, *reported])}"
@@ -397,9 +479,7 @@ class CountedInsertMixin(_CountedCompiler, _InsertCompiler):
                     for at, hop in zip(range(end, end + 2 * len(writes.hops), 2), writes.hops, strict=True):
                         for before, after in replaced:
                             if before[at + 1] != after[at + 1]:
-                                self.connection.counter_deltas.remember(  # type: ignore[attr-defined]
-                                    (hop.table, hop.value), before[at], before[at + 1]
-                                )
+                                self._remember(hop, before[at], before[at + 1])
                     return [row[:wanted] for row in rows]
             except _RowAppeared:
                 continue

@@ -29,6 +29,7 @@ class Hop:
     """One step of a span: from a row's primary key in `table` to the value of one of its columns.
 
     `label` is the model's ``app_label.model_name``; names are unquoted, types are PostgreSQL's.
+    `is_constrained` says that no row below can outlive it: the way to it is a real foreign key.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Hop:
     pk_type: str
     value: str
     value_type: str
+    is_constrained: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,11 @@ class Definition:
         """Every step of every span, once."""
         return tuple(dict.fromkeys(hop for key in self.keys for hop in key.hops))
 
+    @cached_property
+    def plain_columns(self) -> frozenset[str]:
+        """The source's columns that are read, as fragments write them."""
+        return frozenset(f"{self.alias}.{quote(column)}" for column in self.columns)
+
     @property
     def key_columns(self) -> tuple[str, ...]:
         return tuple(key.column for key in self.keys)
@@ -103,7 +110,7 @@ class Definition:
         """Twelve hex digits that name this counter in settings and functions."""
         return identity_of(self.label)
 
-    @property
+    @cached_property
     def lock_id(self) -> int:
         """The key of this counter's advisory locks, a signed 64-bit number."""
         digest = hashlib.sha256(f"django_scaledb.counters:{self.label.lower()}".encode()).digest()

@@ -47,28 +47,38 @@ def on_settle(connection: BaseDatabaseWrapper, source: type[models.Model], table
     ``on_detach = "subtract"`` takes its rows off the totals; ``"keep"`` writes down how much of them
     belongs to tables that have left.
     """
-    return _accounted(connection, source, table, leaving=True)
+    counted, written = _accounted(connection, source, table, leaving=True)
+    return counted + written
 
 
 def on_restore(connection: BaseDatabaseWrapper, source: type[models.Model], table: str) -> list[str]:
-    """SQL to run in the transaction that attaches the settled `table` (SQL) again, behind the ATTACH.
+    """SQL to run in the transaction that attaches the settled `table` (SQL) again, before the ATTACH.
 
-    ``on_detach = "subtract"`` counts its rows again, as they are now; with ``"keep"`` they never
-    ceased to count. Arms its triggers, too: nothing that fills the table before is counted.
+    Counts its rows, which may take long, and locks no counter yet.
     """
-    return _accounted(connection, source, table, leaving=False)
+    return _accounted(connection, source, table, leaving=False)[0]
+
+
+def on_restored(connection: BaseDatabaseWrapper, source: type[models.Model], table: str) -> list[str]:
+    """SQL to run there behind the ATTACH.
+
+    ``on_detach = "subtract"`` adds its rows again, as they are now; with ``"keep"`` they never
+    ceased to count. Arms its triggers, too: nothing that fills the table before is counted. Counters
+    come last, as in every transaction: whoever waits for them holds no lock that ATTACH needs.
+    """
+    return _accounted(connection, source, table, leaving=False)[1]
 
 
 def _accounted(
     connection: BaseDatabaseWrapper, source: type[models.Model], table: str, *, leaving: bool
-) -> list[str]:
-    """All rows are counted before the first counter is written: hot rows do not wait for a scan.
+) -> tuple[list[str], list[str]]:
+    """What counts, and what writes: hot rows do not wait for a scan.
 
     SHARE ROW EXCLUSIVE on `table` comes first: nothing may be written between counting and arming.
     """
     counters = sorted(counters_of(source), key=_turn)
     if not counters:
-        return []
+        return [], []
     locked = [f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"]
     counted, armed, written = [], [], []
     for counter in counters:
@@ -84,7 +94,7 @@ def _accounted(
         if counter._counter_meta.mechanism == "trigger":
             change = triggers.disarm if leaving else triggers.arm
             armed += change(definition, table)
-    return [*locked, *counted, *armed, *written]
+    return [*locked, *counted], [*armed, *written]
 
 
 def _turn(counter: type[CounterModel]) -> tuple[bool, str]:

@@ -168,7 +168,7 @@ def rebuild(
     counter: type[CounterModel],
     using: str,
     *,
-    leaving: Sequence[str] = (),
+    leaving: Callable[[str], Sequence[str]] = lambda using: (),
     read_from: str | None = None,
     batch_keys: int = BATCH_KEYS,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -178,7 +178,8 @@ def rebuild(
     Counts in one snapshot (of `read_from`, a replica that has caught up, if it is given), table by
     table where the source is partitioned; then adds what is missing in batches of `batch_keys`, each
     a transaction of its own. Killed at any moment it has repaired some keys and spoilt none, and
-    running it again does the rest. `on_progress` is told ``(what, done, total)``.
+    running it again does the rest. `on_progress` is told ``(what, done, total)``. `leaving` gives, for
+    the alias that is counted on, what `check` takes by that name; it is asked inside the snapshot.
 
     Raises `AnotherRepairInProgress` when one is running, `ScaleDBError` when the replica lags.
     """
@@ -201,7 +202,11 @@ def rebuild(
             batch = wrong[start : start + batch_keys]
             arrays = [[key[i] for key, _ in batch] for i in range(len(direct.keys))]
             arrays += [[str(amounts[i]) for _, amounts in batch] for i in range(len(direct.totals))]
+            own = not connection.in_atomic_block
             with transaction.atomic(using=using), connection.cursor() as cursor:
+                if own:
+                    # Whatever the application's level is: adding needs no snapshot, and waits for its turn.
+                    cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
                 cursor.execute(statement, arrays)
             on_progress("keys repaired", min(start + batch_keys, len(wrong)), len(wrong))
     return len(wrong)
@@ -258,17 +263,16 @@ def _wait_for_replay(primary: BaseDatabaseWrapper, replica: BaseDatabaseWrapper)
 def _measure(
     counter: type[CounterModel],
     connection: BaseDatabaseWrapper,
-    leaving: Sequence[str],
+    leaving: Callable[[str], Sequence[str]],
     on_progress: Callable[[str, int, int], None],
 ) -> dict[RawKey, list[Any]]:
     """What has to be added to each wrong key, as one snapshot has it."""
     definition = registry.definition(counter, connection)
-    tables = _tables(connection, definition)
-    besides = _besides(counter, definition, leaving)
     n, m = len(definition.keys), len(definition.totals)
     as_text = ", ".join([*(f"k{i}::text" for i in range(n)), *(f"t{i}" for i in range(m))])
-    if len(tables) == 1 or connection.in_atomic_block:
+    if connection.in_atomic_block or not _is_partitioned(connection, definition):
         source = groups(definition, quote(definition.source_table))
+        besides = _besides(counter, definition, leaving(connection.alias))
         keys = ", ".join([*(f"k{i}::text" for i in range(n)), *(f"e{i} - s{i}" for i in range(m))])
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT {keys} FROM ({drift(definition, [source, *besides])}) d")
@@ -280,10 +284,14 @@ def _measure(
         [*(f"{quote(key.column)}::{key.type} AS k{i}" for i, key in enumerate(definition.keys))]
         + [f"-{quote(total.column)} AS t{i}" for i, total in enumerate(definition.totals)]
     )
-    queries = [groups(definition, table) for table in tables] + besides
-    queries.append(f"SELECT {stored} FROM {quote(definition.table)}")
     with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        # Partitions may come and go meanwhile: which there are belongs to the snapshot. The lock has no
+        # snapshot yet; a DETACH that has begun is not over before we are, and nobody else waits for it.
+        cursor.execute(f"LOCK TABLE {quote(definition.source_table)} IN ACCESS SHARE MODE")
+        besides = _besides(counter, definition, leaving(connection.alias))
+        queries = [groups(definition, table) for table in _leaves(cursor, definition)] + besides
+        queries.append(f"SELECT {stored} FROM {quote(definition.table)}")
         for done, query in enumerate(queries, 1):
             cursor.execute(f"SELECT {as_text} FROM ({query}) g")
             for row in cursor.fetchall():
@@ -294,11 +302,26 @@ def _measure(
     return {key: amounts for key, amounts in sums.items() if any(amounts)}
 
 
-def _tables(connection: BaseDatabaseWrapper, definition: Definition) -> list[str]:
-    """The source's leaf partitions as SQL, or the table itself."""
+def _is_partitioned(connection: BaseDatabaseWrapper, definition: Definition) -> bool:
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT p.relid::regclass::text FROM pg_partition_tree(%s) p WHERE p.isleaf ORDER BY 1",
+            "SELECT c.relkind = 'p' FROM pg_class c WHERE c.oid = %s::regclass",
             [quote(definition.source_table)],
         )
-        return [table for (table,) in cursor.fetchall()] or [quote(definition.source_table)]
+        return bool(cursor.fetchone()[0])
+
+
+def _leaves(cursor: Any, definition: Definition) -> list[str]:
+    """The source's leaf partitions as SQL, as the transaction's snapshot has them.
+
+    Unlike pg_partition_tree(), which looks at what there is now. One that is being detached is not
+    among them (see `leaving`).
+    """
+    cursor.execute(
+        "WITH RECURSIVE tree(oid) AS (SELECT %s::regclass::oid UNION ALL SELECT i.inhrelid "
+        "FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid WHERE NOT i.inhdetachpending) "
+        "SELECT c.oid::regclass::text FROM tree JOIN pg_class c USING (oid) "
+        "WHERE c.relkind <> 'p' ORDER BY 1",
+        [quote(definition.source_table)],
+    )
+    return [table for (table,) in cursor.fetchall()]

@@ -90,6 +90,7 @@ class _Resolver:
                     pk_type=self._type(target),
                     value=str(step.column),
                     value_type=self._type(step),
+                    is_constrained=before.db_constraint,  # type: ignore[attr-defined]
                 )
             )
             before = step

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from django_scaledb.counters.definition import Definition, Hop, Key, quote
-from django_scaledb.counters.deltas import HopName
+from django_scaledb.counters.definition import Definition, Hop, Key, literal, quote
+from django_scaledb.counters.deltas import HopName, Number, RawKey
+
+OWN_SNAPSHOT = "current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted')"
+"""Whether what others commit stays unseen until this transaction ends."""
 
 Former = Mapping[HopName, str]
 """Relations ``(pk, v)`` with what changed parents said before this transaction."""
@@ -102,6 +105,26 @@ def former_relation(hop: Hop) -> str:
     )
 
 
+def unchanged(definition: Definition, pending: str) -> list[str]:
+    """Queries that fail with 40001 where the snapshot is older than a parent's last change.
+
+    Only with snapshots that last for a transaction: READ COMMITTED looks parents up in a newer one
+    than any change it has waited for. `pending` is a relation of raw groups. Run it behind the
+    advisory lock: whoever is changing a parent now, and is passed over, comes after us.
+    """
+    queries = []
+    for i, key in enumerate(definition.keys):
+        values = f"SELECT g.k{i} FROM {pending} g"
+        for hop in key.hops:
+            pk, table = quote(hop.pk), quote(hop.table)
+            queries.append(
+                f"SELECT 1 FROM {table} n WHERE {OWN_SNAPSHOT} AND n.{pk} IN ({values}) "
+                "FOR SHARE OF n SKIP LOCKED"
+            )
+            values = f"SELECT b.{quote(hop.value)} FROM {table} b WHERE b.{pk} IN ({values})"
+    return list(dict.fromkeys(queries))
+
+
 def _affected(key: Key, former: Former) -> list[str]:
     """Conditions under which a source row's span leads through a changed parent."""
     found = []
@@ -169,24 +192,42 @@ def fold(definition: Definition, pending: str, former: Former | None = None) -> 
 
 
 @lru_cache(maxsize=1024)
-def fold_one(definition: Definition) -> str:
-    """`fold` for a single key without spans, its parameters the key's raw values and the amounts.
-
-    What most transactions write; planning this takes a fraction of what planning the other takes,
-    and does so for every transaction, because the text travels with its values.
-    """
+def _around_one(definition: Definition) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
+    """What stands before and behind the values in `fold_one`, the key's casts and the totals' types."""
     keys, totals = definition.keys, definition.totals
     columns = [quote(key.column) for key in keys] or ['"id"']
-    values = [f"%s::{key.raw_type}::{key.type}" for key in keys] or ["1"]
-    values += [f"%s::{total.type}" for total in totals]
     table = quote(definition.table)
     sets = ", ".join(
         f"{quote(t.column)} = {table}.{quote(t.column)} + EXCLUDED.{quote(t.column)}" for t in totals
     )
+    casts = (f"::{k.raw_type}" if k.raw_type == k.type else f"::{k.raw_type}::{k.type}" for k in keys)
     return (
-        f"INSERT INTO {table} ({', '.join([*columns, *(quote(t.column) for t in totals)])}) "
-        f"VALUES ({', '.join(values)}) ON CONFLICT ({', '.join(columns)}) DO UPDATE SET {sets}"
+        f"INSERT INTO {table} ({', '.join([*columns, *(quote(t.column) for t in totals)])}) VALUES (",
+        f") ON CONFLICT ({', '.join(columns)}) DO UPDATE SET {sets}",
+        tuple(casts),
+        tuple(total.type for total in totals),
     )
+
+
+def fold_one(definition: Definition, key: RawKey, amounts: Sequence[Number]) -> str:
+    """`fold` for a single key without spans, its values written into it.
+
+    What most transactions write. Planning this takes a fraction of what planning the other takes,
+    and every transaction plans anew.
+    """
+    return fold_values(
+        definition,
+        ["NULL" if value is None else literal(value) for value in key],
+        [str(amount) if type(amount) is int else f"'{amount}'::numeric" for amount in amounts],
+    )
+
+
+def fold_values(definition: Definition, key: Sequence[str], amounts: Sequence[str]) -> str:
+    """The same, with SQL for each of the key's values (as text) and for each amount."""
+    before, behind, casts, types = _around_one(definition)
+    values = [f"({value}){cast}" for value, cast in zip(key, casts, strict=True)] or ["1"]
+    values += [f"({amount})::{kind}" for amount, kind in zip(amounts, types, strict=True)]
+    return f"{before}{', '.join(values)}{behind}"
 
 
 def pending_for_key(definition: Definition, pending: str, former: Former | None = None) -> str:

@@ -17,7 +17,14 @@ import hashlib
 from collections.abc import Iterator
 
 from django_scaledb.counters.definition import Definition, Hop, literal, quote
-from django_scaledb.counters.statements import fold, pending_relation, raw_groups
+from django_scaledb.counters.statements import (
+    OWN_SNAPSHOT,
+    fold,
+    fold_values,
+    pending_relation,
+    raw_groups,
+    unchanged,
+)
 
 ARM = "scaledb_counted_arm"
 BODY = "$scaledb$"
@@ -29,11 +36,19 @@ def prefix(definition: Definition) -> str:
     return f"scaledb_counted_{definition.identity}"
 
 
-def _function(name: str, body: str, returns: str = "trigger", arguments: str = "") -> str:
+def _function(name: str, body: str) -> str:
     # SECURITY DEFINER: who may write the source need not be able to write its counters.
     return (
-        f"CREATE OR REPLACE FUNCTION {name}({arguments}) RETURNS {returns} LANGUAGE plpgsql "
+        f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql "
         f"SECURITY DEFINER SET search_path FROM CURRENT AS {BODY}\n{body}\n{BODY}"
+    )
+
+
+def _inner(name: str, body: str, arguments: str = "") -> str:
+    """A function that only ours call: with their rights and their search_path, which cost time to set."""
+    return (
+        f"CREATE OR REPLACE FUNCTION {name}({arguments}) RETURNS boolean LANGUAGE plpgsql AS "
+        f"{BODY}\n{body}\n{BODY}"
     )
 
 
@@ -41,55 +56,71 @@ def _function(name: str, body: str, returns: str = "trigger", arguments: str = "
 
 
 def shared_functions() -> list[str]:
-    """Booking, folding in order, and the trigger function that does so at COMMIT."""
+    """Booking, and the trigger function that folds at COMMIT."""
     compacted = (
         "SELECT string_agg(jsonb_build_array(s.k, s.t)::text, ',') FROM (SELECT r.k, "
         "jsonb_agg(r.v ORDER BY r.i) AS t FROM (SELECT e -> 0 AS k, x.i, SUM(x.v::numeric)::text AS v "
         "FROM jsonb_array_elements(('[' || booked || ']')::jsonb) e, "
         "jsonb_array_elements_text(e -> 1) WITH ORDINALITY x(v, i) GROUP BY 1, 2) r GROUP BY r.k) s"
     )
+    # Assignments, where PERFORM would start the executor for each.
     book = f"""\
 DECLARE
     setting text := 'scaledb.pending_' || counter;
     booked text := current_setting(setting, true);
 BEGIN
     IF booked IS NULL OR booked = '' THEN
+        booked := set_config('scaledb.touched', coalesce(current_setting('scaledb.touched', true), '') || counter || ',', true);
         booked := added;
-        PERFORM set_config('scaledb.touched', coalesce(current_setting('scaledb.touched', true), '') || counter || ',', true);
     ELSE
         booked := booked || ',' || added;
+        -- A transaction of many statements on few keys keeps few entries.
+        IF length(booked) > greatest({COMPACT_BYTES}, 2 * coalesce(nullif(current_setting('scaledb.size_' || counter, true), ''), '0')::int) THEN
+            {compacted} INTO booked;
+            PERFORM set_config('scaledb.size_' || counter, length(booked)::text, true);
+        END IF;
     END IF;
-    -- A transaction of many statements on few keys keeps few entries.
-    IF length(booked) > greatest({COMPACT_BYTES}, 2 * coalesce(nullif(current_setting('scaledb.size_' || counter, true), ''), '0')::int) THEN
-        {compacted} INTO booked;
-        PERFORM set_config('scaledb.size_' || counter, length(booked)::text, true);
-    END IF;
-    PERFORM set_config(setting, booked, true);
+    booked := set_config(setting, booked, true);
     -- No event waits for COMMIT (SET CONSTRAINTS ALL IMMEDIATE, TRUNCATE): nobody else will fold this.
     IF current_setting('scaledb.armed', true) IS DISTINCT FROM '1' THEN
-        PERFORM scaledb_counted_fold();
+        RETURN scaledb_counted_fold();
     END IF;
+    RETURN true;
 END"""
-    fold_all = """\
+    at_commit = "DECLARE\n    done boolean := scaledb_counted_fold();\nBEGIN\n    RETURN NULL;\nEND"
+    return [_inner("scaledb_counted_book", book, "counter text, added text"), _function(ARM, at_commit)]
+
+
+def dispatcher() -> str:
+    """Makes ``scaledb_counted_fold()``, which calls the folds of what is booked, each counter's in its turn.
+
+    It names the counters that there are: a call by name would be planned anew at each COMMIT.
+    """
+    body = """\
 DECLARE
-    counter text;
+    done boolean := set_config('scaledb.armed', '', true) = '1';
     touched text := current_setting('scaledb.touched', true);
 BEGIN
-    PERFORM set_config('scaledb.armed', '', true);
     IF touched IS NULL OR touched = '' THEN
-        RETURN;
+        RETURN false;
     END IF;
-    PERFORM set_config('scaledb.touched', '', true);
-    FOR counter IN SELECT DISTINCT u FROM unnest(string_to_array(touched, ',')) u WHERE u <> '' ORDER BY 1 LOOP
-        EXECUTE 'SELECT scaledb_counted_' || counter || '_fold()';
-    END LOOP;
+    IF set_config('scaledb.touched', '', true) = '' THEN
+        @calls@
+    END IF;
+    RETURN true;
 END"""
-    at_commit = "BEGIN\n    PERFORM scaledb_counted_fold();\n    RETURN NULL;\nEND"
-    return [
-        _function("scaledb_counted_fold", fold_all, "void"),
-        _function("scaledb_counted_book", book, "void", "counter text, added text"),
-        _function(ARM, at_commit),
-    ]
+    call = "IF strpos(touched, %L) > 0 THEN done := scaledb_counted_%s_fold(); END IF;"
+    made = _inner("scaledb_counted_fold", body).replace(BODY, "$fold$")
+    return f"""\
+DO {BODY}
+DECLARE
+    calls text;
+BEGIN
+    SELECT string_agg(format({literal(call)}, p.identity || ',', p.identity), ' ' ORDER BY p.identity) INTO calls
+        FROM (SELECT substr(proname, 17, 12) AS identity FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+        AND proname ~ '^scaledb_counted_[0-9a-f]{{12}}_fold$') p;
+    EXECUTE replace({literal(made)}, '@calls@', coalesce(calls, 'NULL;'));
+END{BODY}"""
 
 
 # -- one counter's functions
@@ -128,8 +159,8 @@ DECLARE
     added text;
 BEGIN
     {_entries(definition, groups)} INTO added;
-    IF added IS NOT NULL THEN
-        PERFORM scaledb_counted_book('{definition.identity}', added);
+    IF added IS NOT NULL AND scaledb_counted_book('{definition.identity}', added) THEN
+        RETURN NULL;
     END IF;
     RETURN NULL;
 END"""
@@ -163,13 +194,25 @@ def _remembering(definition: Definition, number: int, hop: Hop, *, updated: bool
     if updated:
         rows += f" LEFT JOIN scaledb_new n ON n.{pk} = o.{pk} WHERE n.{pk} IS NULL OR n.{value} IS DISTINCT FROM o.{value}"
     setting = _former_setting(definition, number)
+    refusal = ""
+    if updated or not hop.is_constrained:
+        # A snapshot older than what others have added below would leave it out.
+        text = literal(
+            f"cannot change {hop.table}.{hop.value} here: counters follow it, and rows that others have added below "
+            "since the transaction began would be left out"
+        )
+        refusal = f"""
+        IF {OWN_SNAPSHOT} THEN
+            RAISE EXCEPTION USING ERRCODE = 'feature_not_supported', MESSAGE = {text},
+                HINT = 'Begin it with SET TRANSACTION ISOLATION LEVEL READ COMMITTED.';
+        END IF;"""
     return f"""\
 DECLARE
     added text;
     held text := current_setting('{setting}', true);
 BEGIN
     SELECT string_agg(jsonb_build_array(o.{pk}::text, o.{value}::text)::text, ',') INTO added FROM {rows};
-    IF added IS NOT NULL THEN
+    IF added IS NOT NULL THEN{refusal}
         PERFORM set_config('{setting}', CASE WHEN held IS NULL OR held = '' THEN added ELSE held || ',' || added END, true);
         PERFORM set_config('scaledb.touched', coalesce(current_setting('scaledb.touched', true), '') || '{definition.identity},', true);
         IF current_setting('scaledb.armed', true) IS DISTINCT FROM '1' THEN
@@ -182,10 +225,22 @@ END"""
 
 def booked(definition: Definition, held: str) -> str:
     """The relation of raw groups in the entries `held` (SQL for the setting's text)."""
+    return _booked(definition, f"('[' || {held} || ']')::jsonb")
+
+
+def _booked(definition: Definition, entries: str) -> str:
     keys = [f"e -> 0 ->> {i} AS k{i}" for i in range(len(definition.keys))]
     totals = [f"(e -> 1 ->> {i})::numeric AS t{i}" for i in range(len(definition.totals))]
-    entries = f"jsonb_array_elements(('[' || {held} || ']')::jsonb) e"
-    return pending_relation(definition, f"(SELECT {', '.join(keys + totals)} FROM {entries}) p")
+    source = f"(SELECT {', '.join(keys + totals)} FROM jsonb_array_elements({entries}) e) p"
+    return pending_relation(definition, source)
+
+
+def _first_entry(definition: Definition) -> tuple[list[str], list[str]]:
+    """The key's values and the amounts of the only entry."""
+    return (
+        [f"scaledb_entries #>> '{{0,0,{i}}}'" for i in range(len(definition.keys))],
+        [f"(scaledb_entries #>> '{{0,1,{i}}}')::numeric" for i in range(len(definition.totals))],
+    )
 
 
 def formerly(hop: Hop, held: str) -> str:
@@ -206,20 +261,31 @@ def settings(definition: Definition) -> list[str]:
 
 def _folding(definition: Definition) -> str:
     pending = booked(definition, "scaledb_held")
+    if not definition.hops:
+        pending = _booked(definition, "scaledb_entries")
     identity = definition.identity
-    begin = f"""\
-BEGIN
-    PERFORM set_config('scaledb.pending_{identity}', '', true), set_config('scaledb.size_{identity}', '', true);"""
     if not definition.hops:
         return f"""\
 DECLARE
     scaledb_held text := current_setting('scaledb.pending_{identity}', true);
-{begin}
+    scaledb_entries jsonb;
+BEGIN
     IF scaledb_held IS NULL OR scaledb_held = '' THEN
-        RETURN;
+        RETURN false;
     END IF;
+    scaledb_entries := ('[' || scaledb_held || ']')::jsonb;
+    scaledb_held := set_config('scaledb.pending_{identity}', '', true);
+    IF jsonb_array_length(scaledb_entries) = 1 THEN
+        {fold_values(definition, *_first_entry(definition))};
+        RETURN true;
+    END IF;
+    scaledb_held := set_config('scaledb.size_{identity}', '', true);
     {fold(definition, pending)};
+    RETURN true;
 END"""
+    begin = f"""\
+BEGIN
+    PERFORM set_config('scaledb.pending_{identity}', '', true), set_config('scaledb.size_{identity}', '', true);"""
     names = [
         (_former_setting(definition, i), f"scaledb_former{i}", hop) for i, hop in enumerate(definition.hops)
     ]
@@ -227,6 +293,7 @@ END"""
         f"    {name} text := coalesce(current_setting('{s}', true), '');" for s, name, _ in names
     )
     cleared = ", ".join(f"set_config('{s}', '', true)" for s, _, _ in names)
+    checks = "; ".join(query.replace("SELECT", "PERFORM", 1) for query in unchanged(definition, pending))
     former = {(hop.table, hop.value): formerly(hop, name) for _, name, hop in names}
     nothing = " AND ".join(f"{name} = ''" for _, name, _ in names)
     return f"""\
@@ -235,16 +302,24 @@ DECLARE
 {declared}
 {begin}
     PERFORM {cleared};
+    -- A parent's move must see every row below it, and a row its parent's move.
     IF {nothing} THEN
-        IF scaledb_held <> '' THEN
-            -- A parent's move must see every row below it, and a row its parent's move.
-            PERFORM pg_advisory_xact_lock_shared({definition.lock_id});
-            {fold(definition, pending)};
+        IF scaledb_held = '' THEN
+            RETURN false;
         END IF;
+        PERFORM pg_advisory_xact_lock_shared({definition.lock_id});
     ELSE
         PERFORM pg_advisory_xact_lock({definition.lock_id});
+    END IF;
+    IF {OWN_SNAPSHOT} THEN
+        {checks};
+    END IF;
+    IF {nothing} THEN
+        {fold(definition, pending)};
+    ELSE
         {fold(definition, pending, former)};
     END IF;
+    RETURN true;
 END"""
 
 
@@ -252,7 +327,7 @@ def functions(definition: Definition) -> list[str]:
     """CREATE OR REPLACE FUNCTION for everything that this counter's triggers run."""
     name = prefix(definition)
     found = [
-        _function(f"{name}_fold", _folding(definition), "void"),
+        _inner(f"{name}_fold", _folding(definition)),
         _function(f"{name}_insert", _booking(definition, raw_groups(definition, "scaledb_new"))),
         _function(f"{name}_update", _booking(definition, _net(definition))),
         _function(
@@ -269,7 +344,7 @@ def functions(definition: Definition) -> list[str]:
 
 def fingerprint(definition: Definition) -> str:
     """Sixteen hex digits that change with anything the triggers do."""
-    text = "\n".join([*shared_functions(), *functions(definition), *arm(definition, "t")])
+    text = "\n".join([*shared_functions(), dispatcher(), *functions(definition), *arm(definition, "t")])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -333,7 +408,7 @@ def _at_commit(table: str) -> str:
 
 def install(definition: Definition) -> list[str]:
     """Everything for one counter, on the source, its present partitions and its spans' parents."""
-    statements = [*shared_functions(), *functions(definition)]
+    statements = [*shared_functions(), *functions(definition), dispatcher()]
     statements += arm(definition, quote(definition.source_table))
     on_each = "".join(f"EXECUTE format({literal(s)}, partition);" for s in arm(definition, "%s"))
     statements.append(
@@ -370,7 +445,8 @@ BEGIN
         WHERE p.proname LIKE '{name.replace("_", chr(92) + "_")}%' AND p.pronamespace = current_schema()::regnamespace LOOP
         EXECUTE format('DROP FUNCTION %s', item.signature);
     END LOOP;
-END{BODY}"""
+END{BODY}""",
+        dispatcher(),
     ]
 
 

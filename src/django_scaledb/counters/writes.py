@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 
 from django_scaledb.counters.definition import Definition, Hop, quote
 from django_scaledb.counters.statements import changes, fold, raw_groups
@@ -17,6 +17,7 @@ from django_scaledb.counters.statements import changes, fold, raw_groups
 ROWS = "scaledb_rows"
 OLD = "scaledb_old"
 BEFORE, AFTER = "o", "n"
+INTEGERS = ("smallint", "integer", "bigint")
 
 
 @dataclass(frozen=True)
@@ -127,19 +128,25 @@ class WriteSet:
 
     # -- amounts beside each row
 
-    @lru_cache(maxsize=1024)  # noqa: B019  # a value object, and there are few
+    @cached_property
     def beside(self) -> list[str]:
-        """Beside a returned row: per counter the key as text, then the amounts (NULL: not counted)."""
+        """Beside a returned row: per counter the key, then the amounts (NULL: not counted).
+
+        A key comes as text; a column of integers as it is, whose text in Python is PostgreSQL's.
+        """
         columns = []
         for counter in self.counters:
-            columns += [f"({key.raw})::text" for key in counter.keys]
+            for key in counter.keys:
+                is_plain = key.raw_type in INTEGERS and key.raw in counter.plain_columns
+                columns.append(key.raw if is_plain else f"({key.raw})::text")
             for total in counter.totals:
                 amount = (
                     f"CASE WHEN {counter.where} THEN {total.amount} END" if counter.where else total.amount
                 )
-                columns.append(f"({amount})::numeric" if total.amount != "1" else amount)
+                columns.append(amount if total.type in INTEGERS else f"({amount})::numeric")
         return columns
 
-    @property
+    @cached_property
     def escaped(self) -> WriteSet:
+        """The same with each ``%`` doubled, for statements that are run with parameters."""
         return WriteSet(tuple(c.escaped for c in self.counters), self.hops)

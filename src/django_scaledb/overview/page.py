@@ -31,6 +31,7 @@ _DONE = {
     "finalize": "finish the interrupted detach of",
     "detach": "detach",
     "settle": "settle",
+    "archive": "archive",
     "drop": "drop",
 }
 _AFTERWARDS = {
@@ -244,7 +245,7 @@ def _step(result: Result) -> Step:
         script.append((f"-- locks: {locks}\n" if locks else "") + f"{sent.sql};")
     problem = str(result.reason) if result.status is Status.FAILED else ""
     return Step(
-        f"{_DONE.get(result.action, result.action)} {result.partition or ''}{bounds}",
+        f"{_DONE[result.action]} {result.partition or ''}{bounds}",
         "\n".join(script),
         problem,
     )

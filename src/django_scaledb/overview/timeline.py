@@ -14,7 +14,7 @@ from enum import Enum
 from django_scaledb.exceptions import PlanError
 from django_scaledb.partitions.bounds import Bound, Range, Unbounded, sort_key
 from django_scaledb.partitions.config import PartitionConfig, RetentionAction
-from django_scaledb.partitions.plan import Partition, State, missing
+from django_scaledb.partitions.plan import Partition, State, grace_ends, missing
 from django_scaledb.postgres.identifiers import TableName
 
 TOP = 18.0
@@ -54,7 +54,7 @@ class Look(Enum):
 
 
 _OFF = (Look.DETACHED, Look.RESTORING, Look.ARCHIVED)
-_BY_STATE = {look.value: look for look in (Look.PENDING, *_OFF)}
+_BY_STATE = {State(look.value): look for look in (Look.PENDING, *_OFF)}
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,8 @@ def pieces(config: PartitionConfig, tables: Sequence[Table], now: datetime) -> l
 
 def look_of(partition: Partition, moment: datetime) -> Look:
     """The look of a table at `moment` (on the key's axis)."""
-    if partition.state.value in _BY_STATE:
-        return _BY_STATE[partition.state.value]
+    if partition.state is not State.ATTACHED:
+        return _BY_STATE[partition.state]
     if partition.range is None:
         return Look.DEFAULT
     if not partition.managed:
@@ -173,15 +173,24 @@ def note_of(config: PartitionConfig, partition: Partition, now: datetime) -> str
     """Since when a table is off the set, and what will become of it."""
     if partition.state is State.DETACH_PENDING:
         return "the detach was interrupted; the next rotation finishes it"
-    if partition.state is not State.DETACHED:
-        return ""
+    if partition.state is State.RESTORING:
+        return "restoring, or the restore was interrupted"
+    if partition.state is State.ARCHIVED:
+        return f"archived {_day(partition.archived_at)}" if partition.archived_at else ""
+    if partition.state is State.ATTACHED:
+        held = partition.held_since
+        return f"restored {_day(held)}; retention leaves it alone" if held else ""
     if not partition.managed:
         return "detached by hand, never dropped"
     if partition.detached_at is None:
         return "detached, not settled; the next rotation goes on"
     since = f"detached {_day(partition.detached_at)}"
+    if partition.archived_at is not None:
+        since += f", archived {_day(partition.archived_at)}"
     drop = dropped_at(config, partition)
     if drop is None:
+        if config.retention_action is RetentionAction.ARCHIVE and partition.archived_at is None:
+            return f"{since}, not archived yet"
         return f"{since}, kept until somebody drops it"
     if drop <= now:
         return f"{since}, dropped by the next rotation"
@@ -192,18 +201,17 @@ def dropped_at(config: PartitionConfig, partition: Partition) -> datetime | None
     """From when on a rotation drops a detached table; None where none will."""
     if (
         config.retention is None
-        or config.retention_action is RetentionAction.DETACH
         or partition.state is not State.DETACHED
         or not partition.managed
-        or partition.detached_at is None
+        or partition.held_since is not None
         or partition.range is None
         or isinstance(partition.range.upper, Unbounded)
     ):
         return None
     try:
-        grace_ends = config.detached_for.add(partition.detached_at, config.zone)
+        ends = grace_ends(config, partition)
         # Retention that was lengthened since takes the table back until it is past it again.
-        return max(grace_ends, config.retention.add(partition.range.upper, config.period_zone))
+        return ends and max(ends, config.retention.add(partition.range.upper, config.period_zone))
     except PlanError:  # beyond the calendar
         return None
 
@@ -264,7 +272,8 @@ class _Axis:
         ends = _closed_ends(ranges)
         if not ends and now is not None:  # nothing but open ends
             ends = [now - timedelta(days=1), now + timedelta(days=1)]
-        self.first, self.last = (min(ends), max(ends)) if ends else (None, None)
+        self.first: datetime | None = min(ends, default=None)
+        self.last: datetime | None = max(ends, default=None)
         if self.first is None or self.last is None:
             return
         stub = (self.last - self.first) * _STUB or timedelta(days=1)

@@ -16,9 +16,11 @@ from django.db import DatabaseError, connections, models, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.constraints import UniqueConstraint
 
+from django_scaledb.conf import settings
 from django_scaledb.exceptions import ConfigurationError, ScaleDBError
 from django_scaledb.partitions import catalog, registry
-from django_scaledb.partitions.config import KeyKind, problems
+from django_scaledb.partitions.archive import columns, parquet, storage
+from django_scaledb.partitions.config import KeyKind, RetentionAction, problems
 from django_scaledb.partitions.conversion import state as conversions
 from django_scaledb.partitions.models import PartitionedModel
 from django_scaledb.partitions.options import is_partitioned
@@ -92,6 +94,63 @@ def _check_declaration(model: type[PartitionedModel]) -> Iterator[CheckMessage]:
             id="django_scaledb.E006",
         )
     yield from _check_uniqueness(model, key)
+
+
+def check_archives(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """What stands in the way of archiving, before the first partition is due."""
+    found: list[CheckMessage] = []
+    wanting = [model for model in _partitioned_in(app_configs) if _archives(model)]
+    for model in wanting:
+        found += _check_columns(model)
+    if not wanting:
+        return found
+    try:
+        parquet.require()
+        storage.find()
+    except ConfigurationError as error:
+        found.append(
+            Error(
+                f"{wanting[0]._meta.label} is to be archived, and cannot be: {error}.",
+                hint="Until then partitions past retention stay where they are.",
+                id="django_scaledb.E013",
+            )
+        )
+    if settings.ARCHIVE_STORAGE == "default":
+        found.append(
+            Warning(
+                f"{wanting[0]._meta.label} is archived among uploaded files, which are often public.",
+                hint='Give archives a storage of their own: SCALEDB = {"ARCHIVE_STORAGE": "archive"} and an '
+                'entry "archive" in STORAGES.',
+                id="django_scaledb.W008",
+            )
+        )
+    return found
+
+
+def _archives(model: type[PartitionedModel]) -> bool:
+    attrs = model._partitioning_meta.attrs
+    return (
+        attrs.get("retention_action") == RetentionAction.ARCHIVE.value and attrs.get("retention") is not None
+    )
+
+
+def _check_columns(model: type[PartitionedModel]) -> Iterator[CheckMessage]:
+    """The types that the fields have in PostgreSQL; those of columns made by hand the command sees."""
+    for alias in connections:
+        connection = connections[alias]
+        if connection.vendor != "postgresql":
+            continue
+        for field in model._meta.local_fields:
+            type_ = field.db_type(connection)
+            reason = columns.refusal(type_, "b") if type_ else None
+            if reason is not None:
+                yield Error(
+                    f"{model._meta.label} cannot be archived because of its field {field.name!r}: {reason}.",
+                    hint='Keep what it means as text, or use retention_action "detach".',
+                    obj=field,
+                    id="django_scaledb.E012",
+                )
+        return
 
 
 def _check_uniqueness(model: type[PartitionedModel], key: models.Field[Any, Any]) -> Iterator[CheckMessage]:

@@ -233,11 +233,13 @@ def make_standalone(
     table: TableName,
     archive: int | None,
     filled: Sequence[Filled],
+    *,
+    beside: Sequence[Statement] = (),
 ) -> Step:
     """Make `table` as a partition for `wanted` would be, with its indexes, and mark it as being loaded.
 
     ATTACH adopts the indexes, and the CHECK spares it the scan. `filled` are the columns that the
-    rows to be loaded do not have.
+    rows to be loaded do not have; `beside` the settings that the table is to have of its siblings.
     """
     check = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({})").format(
         table.sql, _BOUNDS_CHECK, wanted.check(config.column, config.key_kind)
@@ -248,6 +250,7 @@ def make_standalone(
         f"make {table}",
         (
             *_make(parent, table, indexes=True),
+            *beside,
             Statement(check),
             *(
                 Statement(default.format(table.sql, sql.Identifier(column.name), column.value))

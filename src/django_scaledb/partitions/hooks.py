@@ -30,10 +30,11 @@ class Hook:
 
     `on_create`: on the new table, before it is attached. `on_settle`: on the table that has left
     the set, in the transaction that marks it as detached, so exactly once however often a run is
-    killed. `on_restore`: on a settled table that comes back, in the transaction that attaches it and
-    marks it as attached, so exactly once again; behind the ATTACH, because what they lock besides
-    comes last. It stands in for `on_create`: a table that is made and filled anew from an archive
-    is filled first, and nothing of this feature's is on it meanwhile.
+    killed. `on_restore` and `on_restored`: on a settled table that comes back, in the transaction
+    that attaches it and marks it as attached, so exactly once again. The former stand before the
+    ATTACH and may take long; the latter behind it, because what they lock besides comes last. They
+    stand in for `on_create`: a table that is made and filled anew from an archive is filled first, and
+    nothing of this feature's is on it meanwhile.
 
     They must not need a lock that stops others, save on that table.
     """
@@ -41,6 +42,7 @@ class Hook:
     on_create: Builder = _nothing
     on_settle: Builder = _nothing
     on_restore: Builder = _nothing
+    on_restored: Builder = _nothing
 
 
 _hooks: list[Hook] = []
@@ -72,3 +74,9 @@ def on_restore(
     connection: BaseDatabaseWrapper, model: type[models.Model], table: TableName
 ) -> tuple[Statement, ...]:
     return tuple(statement for hook in _hooks for statement in hook.on_restore(connection, model, table))
+
+
+def on_restored(
+    connection: BaseDatabaseWrapper, model: type[models.Model], table: TableName
+) -> tuple[Statement, ...]:
+    return tuple(statement for hook in _hooks for statement in hook.on_restored(connection, model, table))

@@ -274,7 +274,7 @@ class _Run:
             )
             if actions and self.options.shown is None:
                 worker.require_rights()
-            actions = self._archivable(job, found, actions)
+                actions = self._archivable(job, found, actions)
         except (ScaleDBError, ValueError) as error:
             job.report.error = error
             return job

@@ -45,6 +45,11 @@ _PARTITIONED = """
 """
 _CONCURRENTLY = "Use {} of django_scaledb.operations in its place, and atomic = False in the migration."
 _BUILDS = "writers wait until it is built, on every partition"
+_BUILDS_FOR_ALL = "readers and writers wait until its index is built, on every partition"
+_NOT_TOGETHER = (
+    "Write a UniqueConstraint instead of unique_together, and make it with AddConstraintConcurrently of "
+    "django_scaledb.operations."
+)
 _WAITS = "it waits for everybody who uses the table, and all others wait behind it"
 
 
@@ -152,10 +157,7 @@ def _reason(operation: Operation, model: ModelState) -> tuple[str, str] | None:
         return _WAITS, _CONCURRENTLY.format("RemoveIndexConcurrently")
     if isinstance(operation, operations.AddConstraint):
         if isinstance(operation.constraint, models.UniqueConstraint):
-            return (
-                "readers and writers wait until its index is built, on every partition",
-                _CONCURRENTLY.format("AddConstraintConcurrently"),
-            )
+            return _BUILDS_FOR_ALL, _CONCURRENTLY.format("AddConstraintConcurrently")
         if isinstance(operation.constraint, models.CheckConstraint):
             return (
                 "readers and writers wait until all rows are checked",
@@ -168,6 +170,9 @@ def _reason(operation: Operation, model: ModelState) -> tuple[str, str] | None:
         if isinstance(constraint, models.UniqueConstraint):
             return _WAITS, _CONCURRENTLY.format("RemoveConstraintConcurrently")
         return None
+    if isinstance(operation, operations.AlterUniqueTogether):
+        added = (operation.option_value or set()) - set(model.options.get("unique_together") or ())
+        return (_BUILDS_FOR_ALL, _NOT_TOGETHER) if added else None
     return _reason_of_field(operation, model)
 
 

@@ -51,7 +51,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
-from django.db import DatabaseError, InterfaceError, connections, models
+from django.db import DatabaseError, InterfaceError, connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_scaledb.exceptions import LockNotAvailable, PlanError, ScaleDBError
@@ -186,7 +186,6 @@ def survey(
     overview = Overview(using, now.astimezone(UTC))
     try:
         sets = catalog.read(connection, [model._meta.db_table for model in partitioned])
-        archives = state.of_tables(connection, [found.table for found in sets if found is not None])
         overview.models = [
             _survey_model(connection, model, found, overview.now, closely=closely)
             for model, found in zip(partitioned, sets, strict=True)
@@ -194,6 +193,9 @@ def survey(
         if not closely:
             _glance_at_defaults(connection, overview.models, sets)
         _measure(connection, overview.models, [found for found in sets if found is not None])
+        # Last: who may not read the archive's table sees the rest, and an open transaction stays usable.
+        with transaction.atomic(using=using):
+            archives = state.of_tables(connection, [found.table for found in sets if found is not None])
         for one, found in zip(overview.models, sets, strict=True):
             if one.config is not None and found is not None:
                 _add_archives(one, found, [archive for archive in archives if archive.table == found.table])

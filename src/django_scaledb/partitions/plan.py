@@ -229,6 +229,20 @@ def missing(config: PartitionConfig, partitions: Sequence[Partition], now: datet
     return Shortfall(gaps, tuple(hole for hole in holes if hole not in gaps))
 
 
+def grace_ends(config: PartitionConfig, partition: Partition) -> datetime | None:
+    """Until when (aware) a table that left its set is kept at least; None as long as it is kept anyway.
+
+    What goes into the archive stays for as long beside its copy. Raises `PlanError` for a moment
+    beyond the calendar.
+    """
+    begins = partition.detached_at
+    if begins is not None and config.retention_action is RetentionAction.ARCHIVE:
+        begins = None if partition.archived_at is None else max(begins, partition.archived_at)
+    if begins is None or config.retention_action is RetentionAction.DETACH:
+        return None
+    return config.detached_for.add(begins, config.zone)
+
+
 def runway(config: PartitionConfig, partitions: Sequence[Partition], now: datetime) -> tuple[int, Bound]:
     """How far inserts are safe: whole future periods without a hole from `now` on, and their end.
 
@@ -391,15 +405,15 @@ def _is_archivable(partition: Partition, cutoff: datetime) -> bool:
 
 def _is_droppable(config: PartitionConfig, partition: Partition, cutoff: datetime, now: datetime) -> bool:
     """Whether its grace period is over; retention that was lengthened since takes it back."""
+    ends = grace_ends(config, partition)
     return (
         partition.state is State.DETACHED
         and partition.managed
-        and partition.detached_at is not None
+        and ends is not None
+        and ends <= now
         and partition.held_since is None
-        and (partition.archived_at is not None or config.retention_action is RetentionAction.DROP)
         and partition.range is not None
         and partition.range.upper <= cutoff
-        and config.detached_for.add(partition.detached_at, config.zone) <= now
     )
 
 

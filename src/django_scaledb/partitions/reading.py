@@ -89,13 +89,14 @@ def _read(session: psycopg.Connection[Any], explain: str, params: Any) -> list[R
 def _reading(
     table: TableName, found: Sequence[pruning.Scan], roots: dict[tuple[str, str], Sequence[Any]]
 ) -> Reading:
-    first = found[0]
-    *_, column, total = roots[first.schema, first.table]
+    *_, column, total = roots[found[0].schema, found[0].table]
+    # A UNION ALL of two queries is one list of scans.
+    free = [scan for scan in found if not pruning.is_restricted(scan, column)]
     return Reading(
         table=table,
         column=column,
         partitions=tuple(dict.fromkeys(scan.table for scan in found)),
         total=total,
-        is_restricted=pruning.is_restricted(first, column),
-        key_condition=pruning.mentions(first, column),
+        is_restricted=not free,
+        key_condition=pruning.mentions((free or found)[0], column),
     )

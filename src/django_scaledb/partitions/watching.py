@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,20 +55,21 @@ class Asked:
         """A sentence or two for each table of which every partition is read."""
         return [self.complaint(reading) for reading in self.readings if reading.is_unpruned]
 
-    def complaint(self, reading: Reading, wanted: str = "") -> str:
+    def reason(self, reading: Reading) -> str:
+        """Why these partitions are read, and what would prune."""
+        if not reading.is_unpruned:
+            return f"the span of {reading.column} that it asks for lies in that many"
         model = model_of(reading)
-        label = model._meta.label if model else str(reading.table)
-        if reading.is_unpruned and model:
-            reason = why.explain(model, self.query, reading.key_condition)
-        elif reading.is_unpruned:
-            reason = f"nothing restricts {reading.column}"
-        else:
-            reason = f"the span of {reading.column} that it asks for lies in that many"
+        if model is None:
+            return f"nothing restricts {reading.column}"
+        return why.explain(model, self.query, reading.key_condition)
+
+    def complaint(self, reading: Reading, wanted: str = "") -> str:
         names = ", ".join(reading.partitions[:5]) + (", .." if len(reading.partitions) > 5 else "")
         statement = self.statement if len(self.statement) < 1000 else self.statement[:1000] + " .."
         return (
-            f"{label}: {self.line} reads {len(reading.partitions)} of {reading.total} partitions{wanted} "
-            f"({names}): {reason}.\n  {statement}"
+            f"{label_of(reading)}: {self.line} reads {len(reading.partitions)} of {reading.total} "
+            f"partitions{wanted} ({names}): {self.reason(reading)}.\n  {statement}"
         )
 
 
@@ -77,6 +79,12 @@ def model_of(reading: Reading) -> type[models.Model] | None:
         if model._meta.db_table.rpartition('"."')[2] == reading.table.name:
             return model
     return None
+
+
+def label_of(reading: Reading) -> str:
+    """``app.Model``, or the table's name where no model has it."""
+    model = model_of(reading)
+    return model._meta.label if model else str(reading.table)
 
 
 class Watcher:
@@ -90,7 +98,8 @@ class Watcher:
         self.known: dict[tuple[str, str, str], list[Reading]] | None = {} if remember else None
 
     def __call__(self, execute: Any, statement: Any, params: Any, many: bool, context: Any) -> Any:
-        if not is_allowed.get():
+        # Another thread's connection may still have it when it is over.
+        if self in _watchers and not is_allowed.get():
             self.look(context["connection"], statement, params, many)
         return execute(statement, params, many, context)
 
@@ -104,7 +113,7 @@ class Watcher:
         origin = asked_by()
         if origin is None:
             return
-        # What restricts nothing does so with any parameters: only what is found is kept.
+        # Whether the key is restricted is up to the statement, whatever its parameters are.
         key = (connection.alias, str(connection.settings_dict["NAME"]), statement)
         readings = self.known.get(key) if self.known is not None else None
         if readings is None:
@@ -119,22 +128,30 @@ class Watcher:
         self.report(Asked(connection.alias, statement, *origin, readings))
 
 
-_watchers: list[Watcher] = []
+_watchers: list[Any] = []
+
+
+def watchers() -> tuple[Any, ...]:
+    return tuple(_watchers)
 
 
 def join(connection: BaseDatabaseWrapper) -> None:
-    """Have a connection that was just made watched by all who watch."""
-    connection.execute_wrappers.extend(_watchers)
+    """Have a connection that was just made watched by all who watch this thread."""
+    here = threading.get_ident()
+    connection.execute_wrappers.extend(w for w in _watchers if getattr(w, "thread", None) in (None, here))
 
 
-def begin(watcher: Watcher) -> None:
-    """Watch this thread's connections, and all that are made from now on."""
+def begin(watcher: Any) -> None:
+    """Put an execute wrapper around this thread's connections, and around all that are made from now on.
+
+    One with an attribute `thread` is put around those of that thread only.
+    """
     _watchers.append(watcher)
     for connection in _connections():
         connection.execute_wrappers.append(watcher)
 
 
-def end(watcher: Watcher) -> None:
+def end(watcher: Any) -> None:
     _watchers.remove(watcher)
     for connection in _connections():
         if watcher in connection.execute_wrappers:

@@ -61,6 +61,9 @@ def _in_sql(key: models.Field[Any, Any], key_condition: str | None) -> str:
 
 
 def _in_query(key: models.Field[Any, Any], query: Query) -> str:
+    for part in query.combined_queries:  # of a UNION, the one that is to blame
+        if not restricts(part, key):
+            return _in_query(key, part)
     found = [c for c in _conditions(query.where) if key in {column.target for column in _columns(c.lookup)}]
     if found:
         return _reason(found[0], key)

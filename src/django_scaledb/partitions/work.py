@@ -214,11 +214,10 @@ class Worker:
         step = ddl.drop(member, beside=[state.dropped(marker.archive, self.now)])
         if self.config.retention_action is not RetentionAction.ARCHIVE:
             return Task(step, guard=partial(_still_detached, member))
-        manifest = writer.require_copy(self.connection, member)
 
         def guard(cursor: Any) -> None:
             _still_detached(member, cursor)
-            writer.unchanged(member, manifest, cursor)
+            writer.require_copy(self.connection, member, cursor)
 
         return Task(step, guard=guard, bounded=False)
 

@@ -309,7 +309,8 @@ class Executor:
         if state == _INSUFFICIENT_PRIVILEGE:
             return DDLError(
                 f"cannot {step.summary}: {message(error)} (connected as {self._role()!r}); this takes the "
-                "rights of the table's owner, and CREATE on its schema: connect as the owner, or GRANT them"
+                "rights of the table's owner, CREATE on its schema and TEMPORARY on the database: connect as "
+                "the owner, or GRANT them"
             )
         if state == _QUERY_CANCELED and step.transactional:
             return DDLError(

@@ -166,4 +166,5 @@ def only_one(connection: BaseDatabaseWrapper, key: tuple[int, int], what: str) -
     finally:
         raw = connection.connection
         if raw is not None and not raw.closed:
-            ask("pg_advisory_unlock")
+            with suppress(DatabaseError, InterfaceError):  # a session that died has set it free
+                ask("pg_advisory_unlock")

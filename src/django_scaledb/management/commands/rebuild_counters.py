@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
@@ -60,7 +61,7 @@ class Command(CounterCommand):
                 repaired = rebuild.rebuild(
                     counter,
                     using,
-                    leaving=self.leaving(counter, using),
+                    leaving=partial(self.leaving, counter),
                     read_from=read_from,
                     batch_keys=options["batch_keys"],
                     on_progress=follow,

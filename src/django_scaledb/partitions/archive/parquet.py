@@ -44,12 +44,17 @@ class Writer:
         self._bytes = 0
         self.rows = 0
 
-    def add(self, line: bytes) -> None:
-        """One row: PostgreSQL sends each in a message of its own (protocol, "COPY Operations")."""
+    def add(self, line: bytes) -> bool:
+        """One row: PostgreSQL sends each in a message of its own (protocol, "COPY Operations").
+
+        True when a chunk was full, and `rows` has grown.
+        """
         self._lines.append(line)
         self._bytes += len(line)
-        if self._bytes >= CHUNK_BYTES or len(self._lines) >= CHUNK_ROWS:
-            self.flush()
+        if self._bytes < CHUNK_BYTES and len(self._lines) < CHUNK_ROWS:
+            return False
+        self.flush()
+        return True
 
     def flush(self) -> None:
         if self._lines:

@@ -21,7 +21,7 @@ from psycopg import sql
 
 from django_scaledb.conf import settings
 from django_scaledb.exceptions import ArchiveError, DDLError, PlanError, ScaleDBError
-from django_scaledb.partitions import catalog, ddl, hooks, inspection, registry
+from django_scaledb.partitions import catalog, ddl, hooks, inheritance, inspection, registry
 from django_scaledb.partitions.archive import drift as drifts
 from django_scaledb.partitions.archive import parquet, rows, state, storage
 from django_scaledb.partitions.archive.columns import Column, copy_in, stored
@@ -155,11 +155,20 @@ class Restorer(Session):
         if marker is None or marker.state is not MarkState.RETIRING:
             if marker is not None and marker.held_since is not None:
                 self._after(member.table)  # a run that died may not have come to it
+            elif (marker is None or marker.state is MarkState.ATTACHED) and self._is_archived(member.table):
+                raise ArchiveError(
+                    f"{member.table} is attached, and is another partition than the archived one of that "
+                    "name; drop it if it is empty, or detach and rename it"
+                )
             return None
         bounds = self._bounds(member)
         step = ddl.mark(member.table, ddl.hold(self.parent, bounds, self.options.now))
         self.run(step, guard=partial(_still, member.table, member.oid, marker))
         return Partition(member.table, bounds, State.ATTACHED, managed=True, held_since=self.options.now)
+
+    def _is_archived(self, table: TableName) -> bool:
+        archives = state.of_tables(self.connection, [self.parent.table])
+        return any(archive.partition == table for archive in archives)
 
     # -- a detached table
 
@@ -225,7 +234,9 @@ class Restorer(Session):
                     f"{manifest.file} is not what was stored: {size} bytes, SHA-256 {sha256}, against "
                     f"{manifest.size} and {manifest.sha256} in its manifest"
                 )
-            self.run(ddl.make_standalone(self.parent, self.config, bounds, table, archive, filled))
+            own = tuple(inheritance.settings(self.connection, self.model, table))
+            make = ddl.make_standalone(self.parent, self.config, bounds, table, archive, filled, beside=own)
+            self.run(make)
             if self.dry_run:
                 lock = Lock(table, LockMode.ROW_EXCLUSIVE)
                 copy = Statement(copy_in(difference.kept, table.sql), (lock,))
@@ -389,6 +400,7 @@ class Restorer(Session):
         after = []
         if state.is_installed(self.connection):
             after.append(state.restored(self.parent.table, table, self.options.now))
+        after += hooks.on_restored(self.connection, self.model, table)
         step = ddl.attach(
             self.parent, self.config, bounds, table, self.options.now, beside=beside, after=after
         )

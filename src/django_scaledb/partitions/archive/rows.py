@@ -92,8 +92,7 @@ def export(
         writer = parquet.Writer(file, columns, notes)
         with cursor.copy(_text(cursor, sqls.copy_out(columns, table))) as copy:
             for line in copy:
-                writer.add(bytes(line))
-                if not writer.rows % parquet.CHUNK_ROWS:
+                if writer.add(bytes(line)):
                     on_rows(writer.rows)
         writer.close()
     on_rows(writer.rows)

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.files import File
 from django.core.files.base import ContentFile
-from django.core.files.storage import InvalidStorageError, Storage, storages
+from django.core.files.storage import Storage, storages
 
 from django_scaledb.conf import settings
 from django_scaledb.exceptions import ArchiveError, ConfigurationError
@@ -24,7 +25,7 @@ def find(alias: str | None = None) -> Storage:
     alias = alias or settings.ARCHIVE_STORAGE
     try:
         return storages[alias]
-    except InvalidStorageError as error:
+    except ImproperlyConfigured as error:
         raise ConfigurationError(
             f'the archive\'s storage {alias!r} cannot be used: {error}; set SCALEDB["ARCHIVE_STORAGE"] to '
             "an alias of STORAGES"

@@ -195,8 +195,11 @@ def _still(member: Member, cursor: Any) -> None:
 # -- before a table that is archived may be dropped
 
 
-def require_copy(connection: BaseDatabaseWrapper, member: Member) -> Manifest:
-    """The manifest of the archived `member`, whose file is there; raises `ScaleDBError` without them."""
+def require_copy(connection: BaseDatabaseWrapper, member: Member, cursor: Any) -> None:
+    """A guard, under the lock of the drop: raises `ScaleDBError` unless all rows are in the archive.
+
+    That is `ArchiveOutdated` when both files are there, and the table was written to since.
+    """
     archive = state.find(connection, member.marker.archive if member.marker else None)
     if archive is None:
         raise ArchiveError(
@@ -206,11 +209,6 @@ def require_copy(connection: BaseDatabaseWrapper, member: Member) -> Manifest:
     storage.require(keeper, archive.manifest)
     manifest = Manifest.load(storage.read(keeper, archive.manifest), archive.manifest)
     storage.require(keeper, manifest.file, manifest.size)
-    return manifest
-
-
-def unchanged(member: Member, manifest: Manifest, cursor: Any) -> None:
-    """A guard, under the lock of the drop: raises `ArchiveOutdated` when the rows are others by now."""
     found = rows.sums_within(cursor, stored(manifest.columns), member.table)
     if found != (manifest.rows, manifest.checksum):
         raise ArchiveOutdated(

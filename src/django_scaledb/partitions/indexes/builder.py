@@ -78,7 +78,10 @@ class Builder:
         with self._alone():
             nodes = self._read()
             for node, index in leftovers(nodes, self.definition):
-                self._run(drop_leftover(node.table, index.name), alone=False)
+                if node.has_partitions:
+                    self._run(drop_whole(node.table, index.name, is_constraint=index.is_constraint))
+                else:
+                    self._run(drop_leftover(node.table, index.name), alone=False)
             if nodes[0].index(self.definition.name) is not None:
                 self._run(self._drop(nodes[0]))
 
@@ -355,7 +358,7 @@ def leftovers(nodes: Sequence[Node], definition: Definition) -> Iterator[tuple[N
     for node in nodes[1:]:
         names = set(names_for(node.table, definition))
         for index in node.indexes:
-            mine = index.part_of is None and index.name in names and not index.is_constraint
+            mine = index.part_of is None and index.name in names
             if mine and root is not None and index.equals(root):
                 yield node, index
 
