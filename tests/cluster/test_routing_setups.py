@@ -15,7 +15,7 @@ from django.db import connection, connections, router, transaction
 
 from django_scaledb.routing import current_token, explain, registry, use_token
 from django_scaledb.routing.policy import Reason
-from django_scaledb.routing.token import decode, format_lsn, parse_lsn
+from django_scaledb.routing.token import decode, format_lsn, parse_lsn, reachable
 from django_scaledb.testing import Cluster
 from tests.bouncer import pgbouncer
 from tests.routing import eventually, migrate, routed
@@ -116,6 +116,17 @@ def test_a_write_that_ends_with_its_page_is_replayed_all_the_same(
         eventually(lambda: where() == "replica1", 3)
         assert standby.execute("SELECT pg_last_wal_replay_lsn()::text") == [(format_lsn(position),)]
         assert _insert_lsn(cluster) == position + header, "the primary was idle"
+
+
+def test_a_position_is_behind_its_commit_although_that_is_not_on_disk(cluster: Cluster) -> None:
+    with routed(cluster), idle(cluster):
+        _write(1000)
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL synchronous_commit = off")
+            Account.objects.create(name="soon on disk")
+        (position,) = decode(current_token())
+        assert position.lsn == reachable(_insert_lsn(cluster))
 
 
 # Several primaries

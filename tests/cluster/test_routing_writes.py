@@ -153,6 +153,7 @@ def test_reads_go_back_once_the_write_has_arrived() -> None:
 def test_a_transaction_reads_from_the_primary_and_its_hooks_see_the_write() -> None:
     seen = []
     with transaction.atomic():
+        assert where() == "default"
         assert explain(Account).reason is Reason.TRANSACTION
         Account.objects.create(name="hooked")
         transaction.on_commit(lambda: seen.append((where(), Account.objects.filter(name="hooked").exists())))

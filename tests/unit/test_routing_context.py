@@ -230,6 +230,20 @@ def test_threads_that_share_a_scope_lose_nothing() -> None:
     assert scope.positions[7].lsn == 10 * 1999 + 4
 
 
+def test_what_is_written_while_positions_are_read_is_read_next() -> None:
+    scope = state.frame().scope
+
+    class Meanwhile(Identity):
+        def position(self, text: bytes | None) -> Position:
+            scope.wrote(LOG, b"0/900")
+            return super().position(text)
+
+    scope.wrote(Meanwhile(7, 1), b"0/800")
+    assert known() == [0x800]
+    assert scope.unread
+    assert known() == [0x900]
+
+
 def test_a_fork_while_another_thread_reads_positions_does_not_hang() -> None:
     write(100)
     scope = state.frame().scope
