@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import pytest
-from django.core.management import call_command
 from django.test import override_settings
 
 from django_scaledb.routing.checks import check_routing
@@ -69,10 +68,6 @@ def test_each_mistake_has_its_check(changes: dict[str, Any], id: str, text: str)
 def test_good_settings_have_nothing_to_say() -> None:
     assert found() == {}
     assert found(SCALEDB={}, DATABASE_ROUTERS=[], MIDDLEWARE=["x.y"]) == {}
-
-
-def test_the_checks_are_run() -> None:
-    call_command("check", fail_level="WARNING")
 
 
 QUIET = """
