@@ -28,7 +28,7 @@ def followed() -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.mark.parametrize("strategy", ["attach", "copy"])
+@pytest.mark.parametrize("strategy", ["attach", pytest.param("copy", marks=pytest.mark.slow)])
 def test_reads_by_way_of_the_router_are_never_stale_and_never_fail(tmp_path, followed, strategy):
     rows = 4_000
     project = prepare(tmp_path, followed, rows, (*range(100, 104), *range(200, 204)), routed=True)

@@ -50,7 +50,8 @@ def owner(code: str, **options: object) -> Iterator[tuple[subprocess.Popen[str],
 
 
 STARTER = """
-    import os, subprocess, sys, time
+    import os, signal, subprocess, sys, time
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup leaves it ignored
     from django_scaledb.testing import Cluster
     cluster = Cluster(standbys=1).start()
     print(cluster.primary.host, flush=True)

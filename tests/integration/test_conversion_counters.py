@@ -46,7 +46,12 @@ WRITE = """
 
 @pytest.mark.parametrize(
     ("mechanism", "strategy"),
-    [("trigger", "attach"), ("trigger", "copy"), ("signals", "attach"), ("signals", "copy")],
+    [
+        ("trigger", "attach"),
+        pytest.param("trigger", "copy", marks=pytest.mark.slow),
+        pytest.param("signals", "attach", marks=pytest.mark.slow),
+        ("signals", "copy"),
+    ],
 )
 def test_no_drift_at_any_point(tmp_path, server, mechanism, strategy):
     project = Project(tmp_path, server, f"counted_{next(NUMBERS)}")

@@ -5,7 +5,7 @@ What it promises about every step it runs:
 * Nobody stands behind us. Locks that stop readers or writers are asked for with NOWAIT before
   anything else in the transaction is done; weaker ones may wait `lock_timeout`, because a wait for
   them makes nobody queue. Where everybody who blocks is a passer-by (a table that is never quiet)
-  we queue, for `QUEUE_MS` at most.
+  we queue, for `QUEUE_MS` at most, and then let them catch up.
 * A lock that is not granted is asked for again, after a pause with full jitter, until the deadline
   of the run; then `LockNotAvailable` names who held it.
 * One run per database at a time (`RUN_LOCK`), and what is set on the connection is set back.
@@ -41,6 +41,7 @@ WORK_SECONDS = 10
 
 _LATE_LOCK_TIMEOUT_MS = 100
 _PAUSES = (0.05, 1.0)
+_PAUSE_AFTER_QUEUE = 0.2
 
 _LOCK_FAILURES = {"55P03", "40P01"}  # lock_not_available, deadlock_detected
 _QUERY_CANCELED = "57014"
@@ -152,7 +153,7 @@ class Executor:
             last_seen = seen
             self._on_wait(Waiting(step.summary, now - begun, tuple(blockers)))
             time.sleep(min(random.uniform(0, pause), max(until - now, 0.01)))  # noqa: S311  # no secret
-            pause = _PAUSES[0] if passing else min(pause * 2, _PAUSES[1])
+            pause = _PAUSE_AFTER_QUEUE if passing else min(pause * 2, _PAUSES[1])
             following = resume() if resume else step
             if following is None:
                 return
@@ -198,6 +199,9 @@ class Executor:
         nested = self.connection.in_atomic_block
         with transaction.atomic(using=self.connection.alias), self.connection.cursor() as cursor:
             before = _timeouts(cursor) if nested else {}
+            sought = [lock for statement in step.ahead for lock in statement.locks]
+            if sought and not queue and conflicting(self.connection, sought):
+                raise _InTheWay
             for statement in self._prelude(step, queue=queue, bounded=bounded, cursor=cursor):
                 cursor.execute(self._text(statement.query))
             unasked = [lock for lock in step.nowait if not lock.in_advance]
@@ -350,6 +354,7 @@ def prelude(
         if weak and lock.table not in tables:
             yield Statement(_LOCK_ONLY.format(lock.table.sql, sql.SQL(lock.mode.sql)), (lock,))
     yield Statement(_set_local("lock_timeout", min(QUEUE_MS, lock_timeout)))
+    yield from step.ahead
     for lock in strong:
         if allowed is None or lock.table in allowed:
             only, suffix = sql.SQL("ONLY " if lock.only else ""), sql.SQL(" NOWAIT" if nowait else "")

@@ -35,6 +35,10 @@ class Step:
     asks for them with NOWAIT before anything else and tries again later, so that nobody ever
     stands behind a lock that we do not have yet.
 
+    `ahead` are statements that change nothing and take locks that LOCK TABLE cannot take (a view's),
+    before those of `nowait`: in the order in which other clients come to them. Each is waited for as
+    long as a lock for which others queue.
+
     With `together` the statements are sent as one text: what counts is how long the locks are held,
     and a network's way there and back for each statement would be most of that.
     """
@@ -43,6 +47,7 @@ class Step:
     statements: tuple[Statement, ...]
     transactional: bool = True
     nowait: tuple[Lock, ...] = ()
+    ahead: tuple[Statement, ...] = ()
     together: bool = False
 
     def __post_init__(self) -> None:
@@ -53,7 +58,7 @@ class Step:
     def locks(self) -> tuple[Lock, ...]:
         """The strongest lock on each table, over all statements, in the order first met."""
         strongest: dict[object, Lock] = {}
-        for lock in (*self.nowait, *(lock for s in self.statements for lock in s.locks)):
+        for lock in (*self.nowait, *(lock for s in (*self.ahead, *self.statements) for lock in s.locks)):
             held = strongest.get(lock.table)
             if held is None or held.mode < lock.mode:
                 strongest[lock.table] = lock

@@ -258,6 +258,25 @@ def unpublish(inventory: Inventory, table: TableName) -> Iterator[Statement]:
             yield Statement(query.format(sql.Identifier(publication.name), table.sql))
 
 
+def claim_views(inventory: Inventory) -> Iterator[Statement]:
+    """Lock the views as `views` will, and change nothing: the owner is the one that they have now.
+
+    Who reads a view locks it first and its tables afterwards. Once we had the table, each reader that
+    was between the two would wait for us, and we for the view: such a swap never got through where a
+    view is read all the time. LOCK TABLE would go on to all the tables of the view.
+    """
+    for view in inventory.views:
+        name = TableName(view.schema, view.name)
+        body = sql.SQL(
+            "BEGIN EXECUTE (SELECT format('ALTER VIEW %s OWNER TO %I', oid::regclass, "
+            "pg_get_userbyid(relowner)) FROM pg_class WHERE oid = {}::regclass); END"
+        ).format(sql.Literal(name.sql.as_string()))
+        yield Statement(
+            sql.SQL("DO {}").format(sql.Literal(body.as_string())),
+            (Lock(name, LockMode.ACCESS_EXCLUSIVE, in_advance=False),),
+        )
+
+
 def views(inventory: Inventory) -> Iterator[Statement]:
     """Make the views look at the table that has the name now; they keep grants, comments, dependents."""
     for view in inventory.views:

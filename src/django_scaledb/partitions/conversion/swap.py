@@ -71,6 +71,7 @@ def by_attaching(
         f"put a partitioned table in the place of {table}",
         tuple(statements),
         nowait=(exclusive,),
+        ahead=tuple(carry.claim_views(inventory)),
         together=True,
     )
 
@@ -100,6 +101,7 @@ def by_renaming(
         f"put the partitioned table in the place of {table}",
         tuple(statements),
         nowait=(exclusive, *target_locks),
+        ahead=tuple(carry.claim_views(inventory)),
         together=True,
     )
 
@@ -154,7 +156,12 @@ def back(
         Statement(sql.SQL("DROP TABLE {}").format(gone.sql)),
         *after,
     ]
-    return Step(f"put {table} back in its place", tuple(statements), nowait=tuple(locks))
+    return Step(
+        f"put {table} back in its place",
+        tuple(statements),
+        nowait=tuple(locks),
+        ahead=tuple(carry.claim_views(inventory)),
+    )
 
 
 def step_aside(inventory: Inventory, names: Names, indexes: dict[str, str]) -> Iterator[Statement]:
