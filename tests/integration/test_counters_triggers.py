@@ -166,6 +166,46 @@ def test_immediate_constraints_fold_at_once(world):
     assert_exact()
 
 
+def arming_rows():
+    return run("SELECT count(*) FROM scaledb_counted_arms")[0][0]
+
+
+def test_a_delete_is_folded_at_commit_and_leaves_nothing(world):
+    a = world[1][0]
+    before = DeliveriesPerProject.objects.get(project=a).total
+    seen = f"SELECT total FROM {DeliveriesPerProject._meta.db_table} WHERE project_id = {a.pk}"
+    with transaction.atomic():
+        run("SAVEPOINT first")
+        Delivery.objects.filter(project=a).delete()
+        run("ROLLBACK TO first")
+        assert arming_rows() == 0
+        assert Delivery.objects.filter(project=a)[:1].get().delete()[0] == 1
+        assert Delivery.objects.filter(project=a)[:1].get().delete()[0] == 1
+        assert arming_rows() == 1
+        assert run(seen) == [(before,)], "the counter's row is not locked yet"
+    assert run(seen) == [(before - 2,)]
+    assert arming_rows() == 0
+    Delivery.objects.filter(pk=-1).delete()
+    assert_exact()
+
+
+def test_deletes_with_immediate_constraints(world):
+    with transaction.atomic():
+        run("SET CONSTRAINTS ALL IMMEDIATE")
+        for delivery in Delivery.objects.all()[:2]:
+            delivery.delete()
+            assert_exact()
+            assert arming_rows() == 0
+        run("SET CONSTRAINTS ALL DEFERRED")
+        Delivery.objects.all()[:1].get().delete()
+        run("SET CONSTRAINTS ALL IMMEDIATE")
+        assert_exact()
+        assert arming_rows() == 0
+        Delivery.objects.all()[:1].get().delete()
+    assert_exact()
+    assert arming_rows() == 0
+
+
 def test_partitions_count_whatever_table_a_statement_names(world):
     a = world[1][0]
     for i in range(6):

@@ -8,7 +8,8 @@ than that, and two transactions never wait for each other because of a counter.
 
 PostgreSQL fires the triggers of the table that a statement names: root and every partition carry
 the statement triggers. The constraint trigger is a row trigger, which PostgreSQL itself clones to
-partitions and removes again on detach (14 and later).
+partitions and removes again on detach (14 and later). A DELETE has none, because per row it costs as much as the
+row's end itself: there the statement trigger arms COMMIT, by a row of its own in an unlogged table.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from django_scaledb.counters.statements import (
 )
 
 ARM = "scaledb_counted_arm"
+ARMS = "scaledb_counted_arms"
 BODY = "$scaledb$"
 COMPACT_BYTES = 65536
 
@@ -88,7 +90,51 @@ BEGIN
     RETURN true;
 END"""
     at_commit = "DECLARE\n    done boolean := scaledb_counted_fold();\nBEGIN\n    RETURN NULL;\nEND"
-    return [_inner("scaledb_counted_book", book, "counter text, added text"), _function(ARM, at_commit)]
+    # Found by its place: a scan would pass all that others have left since the last VACUUM.
+    at_commit_by_row = f"""\
+DECLARE
+    place text := current_setting('scaledb.arms', true);
+    done boolean := scaledb_counted_fold();
+BEGIN
+    IF place <> '' AND set_config('scaledb.arms', '', true) = '' THEN
+        DELETE FROM {ARMS} WHERE ctid = place::tid;
+    END IF;
+    RETURN NULL;
+END"""
+    arm_by_row = f"""\
+DECLARE
+    place tid;
+    done text := set_config('scaledb.armed', '1', true);
+BEGIN
+    INSERT INTO {ARMS} DEFAULT VALUES RETURNING ctid INTO place;
+    -- With SET CONSTRAINTS ALL IMMEDIATE it has fired already.
+    IF current_setting('scaledb.armed', true) = '1' THEN
+        RETURN set_config('scaledb.arms', place::text, true) <> '';
+    END IF;
+    DELETE FROM {ARMS} WHERE ctid = place;
+    RETURN false;
+END"""
+    return [
+        _inner("scaledb_counted_book", book, "counter text, added text"),
+        _function(ARM, at_commit),
+        _inner("scaledb_counted_arm_by_row", arm_by_row),
+        _function(f"{ARM}_row", at_commit_by_row),
+    ]
+
+
+_ARM_BY_ROW = """
+    IF added IS NOT NULL AND current_setting('scaledb.armed', true) IS DISTINCT FROM '1' THEN
+        done := scaledb_counted_arm_by_row();
+    END IF;"""
+
+
+def arms() -> list[str]:
+    """The table whose rows arm a DELETE's COMMIT; each is gone again by the end of its transaction."""
+    create = (
+        f"CREATE CONSTRAINT TRIGGER {ARM} AFTER INSERT ON {ARMS} DEFERRABLE INITIALLY DEFERRED "
+        f"FOR EACH ROW EXECUTE FUNCTION {ARM}_row()"
+    )
+    return [f"CREATE UNLOGGED TABLE IF NOT EXISTS {ARMS} ()", _unless_there(ARMS, create)]
 
 
 def dispatcher() -> str:
@@ -153,12 +199,13 @@ def _net(definition: Definition) -> str:
     return f"SELECT {', '.join(keys + totals)} FROM ({new} UNION ALL {old}) b{grouping}"
 
 
-def _booking(definition: Definition, groups: str) -> str:
+def _booking(definition: Definition, groups: str, *, arming: str = "") -> str:
     return f"""\
 DECLARE
     added text;
+    done boolean;
 BEGIN
-    {_entries(definition, groups)} INTO added;
+    {_entries(definition, groups)} INTO added;{arming}
     IF added IS NOT NULL AND scaledb_counted_book('{definition.identity}', added) THEN
         RETURN NULL;
     END IF;
@@ -210,8 +257,9 @@ def _remembering(definition: Definition, number: int, hop: Hop, *, updated: bool
 DECLARE
     added text;
     held text := current_setting('{setting}', true);
+    done boolean;
 BEGIN
-    SELECT string_agg(jsonb_build_array(o.{pk}::text, o.{value}::text)::text, ',') INTO added FROM {rows};
+    SELECT string_agg(jsonb_build_array(o.{pk}::text, o.{value}::text)::text, ',') INTO added FROM {rows};{"" if updated else _ARM_BY_ROW}
     IF added IS NOT NULL THEN{refusal}
         PERFORM set_config('{setting}', CASE WHEN held IS NULL OR held = '' THEN added ELSE held || ',' || added END, true);
         PERFORM set_config('scaledb.touched', coalesce(current_setting('scaledb.touched', true), '') || '{definition.identity},', true);
@@ -332,7 +380,11 @@ def functions(definition: Definition) -> list[str]:
         _function(f"{name}_update", _booking(definition, _net(definition))),
         _function(
             f"{name}_delete",
-            _booking(definition, _signed(definition, "-", raw_groups(definition, "scaledb_old"))),
+            _booking(
+                definition,
+                _signed(definition, "-", raw_groups(definition, "scaledb_old")),
+                arming=_ARM_BY_ROW,
+            ),
         ),
         _function(f"{name}_truncate", _truncating(definition)),
     ]
@@ -396,19 +448,24 @@ def _at_commit(table: str) -> str:
     Its WHEN is evaluated as each row is written: true for the first one, which arms COMMIT.
     """
     create = (
-        f"CREATE CONSTRAINT TRIGGER {ARM} AFTER INSERT OR UPDATE OR DELETE ON {quote(table)} "
+        f"CREATE CONSTRAINT TRIGGER {ARM} AFTER INSERT OR UPDATE ON {quote(table)} "
         "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (CASE WHEN current_setting('scaledb.armed', true) = '1' "
         f"THEN false ELSE set_config('scaledb.armed', '1', true) = '1' END) EXECUTE FUNCTION {ARM}()"
     )
+    return _unless_there(quote(table), create)
+
+
+def _unless_there(table: str, create: str) -> str:
+    """CREATE CONSTRAINT TRIGGER knows no OR REPLACE."""
     return (
-        f"DO {BODY}BEGIN IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = {literal(quote(table))}::regclass "
+        f"DO {BODY}BEGIN IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = {literal(table)}::regclass "
         f"AND t.tgname = '{ARM}') THEN {create}; END IF; END{BODY}"
     )
 
 
 def install(definition: Definition) -> list[str]:
     """Everything for one counter, on the source, its present partitions and its spans' parents."""
-    statements = [*shared_functions(), *functions(definition), dispatcher()]
+    statements = [*shared_functions(), *arms(), *functions(definition), dispatcher()]
     statements += arm(definition, quote(definition.source_table))
     on_each = "".join(f"EXECUTE format({literal(s)}, partition);" for s in arm(definition, "%s"))
     statements.append(
