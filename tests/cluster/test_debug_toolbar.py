@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from django.core.checks import registry as checks
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, modify_settings, override_settings
@@ -49,7 +50,9 @@ def cluster(scaledb_cluster: Cluster, django_db_blocker: pytest.FixtureRequest) 
 
 
 @pytest.fixture
-def client(cluster: Cluster) -> Iterator[Client]:
+def client(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    # An application that comes and goes leaves its checks, which ask for its middleware.
+    monkeypatch.setattr(checks.registry, "registered_checks", set(checks.registry.registered_checks))
     with (
         modify_settings(INSTALLED_APPS={"append": ["django.contrib.staticfiles", "debug_toolbar"]}),
         override_settings(

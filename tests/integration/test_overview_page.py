@@ -25,6 +25,7 @@ from django_scaledb.partitions import maintenance
 from django_scaledb.routing.lag import SLOTS, Slot
 from django_scaledb.routing.status import Server
 from django_scaledb.testing import Cluster
+from tests.counterapp.models import Download, Shipment
 from tests.testapp.models import Event, Long
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -336,9 +337,12 @@ def test_the_number_of_queries_does_not_grow_with_the_partitions(client: Client)
             text_of(client)
         return len(captured)
 
+    now = timezone.now()
+    maintenance.rotate(
+        [Download, Event, Shipment]
+    )  # others have rotated into a distant future; what is pending takes queries, too
     text_of(client)
     before = queries()
-    now = timezone.now()
     more = maintenance.create_span([Event, Long], now, now + timedelta(days=150))
     assert sum(len(model.results) for model in more.models) > 100
     try:
