@@ -170,6 +170,7 @@ def test_each_primary_has_its_replicas(cluster: Cluster, django_db_blocker) -> N
 # psycopg's pool
 
 
+@pytest.mark.slow  # tests/proofs has the short one
 def test_a_pool_of_connections(cluster: Cluster) -> None:
     pytest.importorskip("psycopg_pool")
     standby = cluster.standbys[0]
@@ -233,6 +234,7 @@ def bouncer(cluster: Cluster) -> Iterator[Path]:
         yield home
 
 
+@pytest.mark.slow  # tests/proofs has the short one
 def test_pgbouncer_in_transaction_mode(cluster: Cluster, bouncer: Path) -> None:
     standby = cluster.standbys[0]
     common = {"HOST": str(bouncer), "PORT": "6432", "DISABLE_SERVER_SIDE_CURSORS": True}
@@ -269,6 +271,7 @@ def test_pgbouncer_in_transaction_mode(cluster: Cluster, bouncer: Path) -> None:
 # Celery
 
 
+@pytest.mark.slow  # tests/proofs has the short one
 @pytest.mark.filterwarnings("default")
 def test_celery_carries_the_position(cluster: Cluster) -> None:
     pytest.importorskip("celery")

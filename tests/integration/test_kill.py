@@ -79,7 +79,7 @@ def check(lab: Lab, month: int) -> None:
     assert stored == set(range(month - KEPT, month - STEP + 1))
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_next_run_mends_what_a_killed_one_left(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, kills: int
 ) -> None:

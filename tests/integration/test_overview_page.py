@@ -338,9 +338,8 @@ def test_the_number_of_queries_does_not_grow_with_the_partitions(client: Client)
         return len(captured)
 
     now = timezone.now()
-    maintenance.rotate(
-        [Download, Event, Shipment]
-    )  # others have rotated into a distant future; what is pending takes queries, too
+    # Other tests have rotated into a distant future, and what is pending takes queries, too.
+    maintenance.rotate([Download, Event, Shipment])
     text_of(client)
     before = queries()
     more = maintenance.create_span([Event, Long], now, now + timedelta(days=150))
