@@ -175,6 +175,17 @@ def writes(rounds: int) -> None:
 
         return run
 
+    def message(text: bytes) -> Callable[[], None]:
+        connection = connections["default"]
+        connection.ensure_connection()
+        send = connection.connection.pgconn.exec_
+        return lambda: send(text)
+
+    statement = b"INSERT INTO bench (n) VALUES (1)"
+    bare = {
+        "statement": message(statement),
+        "and position": message(b"BEGIN;" + statement + b";COMMIT;SELECT pg_current_wal_insert_lsn()"),
+    }
     found = {}
     for name, make in (("autocommit", insert), ("transaction", in_transaction), ("only reading", read_only)):
         functions = {"Django": make("django"), "django_scaledb": make("default")}
@@ -184,11 +195,12 @@ def writes(rounds: int) -> None:
             function()
         # Not the best of them: that two processes take turns is part of the price.
         found[name] = in_turns(functions, rounds=rounds * 20, calls=5, pick=statistics.median)
+    found["libpq alone"] = in_turns(bare, rounds=rounds * 20, calls=5, pick=statistics.median)
     print("\nmicroseconds per write, in autocommit and in a transaction, and per transaction that only reads")
     for name, seconds in found.items():
-        plain = seconds["Django"]
+        plain = next(iter(seconds.values()))
         for how, value in seconds.items():
-            more = "" if how == "Django" else f"   {(value - plain) * 1e6:+6.1f}"
+            more = "" if value == plain else f"   {(value - plain) * 1e6:+6.1f}"
             print(f"  {name:<12} {how:<18} {value * 1e6:8.1f}{more}")
 
 
