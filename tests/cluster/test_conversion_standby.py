@@ -77,6 +77,7 @@ def rows_done(project: Project) -> int:
     return project.query("SELECT rows_done FROM django_scaledb_conversion ORDER BY id DESC")[0][0]
 
 
+@pytest.mark.slow
 def test_copying_waits_for_a_standby_that_lags_and_for_rows_that_are_locked(tmp_path, followed):
     rows = 4_000
     project = prepare(tmp_path, followed, rows, (), routed=True)
@@ -118,6 +119,7 @@ def test_copying_waits_for_a_standby_that_lags_and_for_rows_that_are_locked(tmp_
     ]
 
 
+@pytest.mark.slow
 def test_throttle_bounds_the_rows_a_second(tmp_path, followed):
     project = prepare(tmp_path, followed, 3_000, ())
     project.models(PARTITIONED_ORDERS)

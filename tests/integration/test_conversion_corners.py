@@ -203,6 +203,12 @@ def test_rows_that_came_for_no_period_stop_a_split_until_they_have_one(plain):
     assert leftovers(plain) == []
 
 
+def test_each_row_is_copied_once(plain):
+    """Beyond 9, 99, .. too, where the order of keys and that of their texts part."""
+    run().convert(Strategy.COPY)
+    assert Conversion.objects.using(ALIAS).latest("pk").rows_done == 300
+
+
 class Patient(Listener):
     def __init__(self) -> None:
         self.waits: list[object] = []

@@ -47,7 +47,7 @@ WRITE = """
 @pytest.mark.parametrize(
     ("mechanism", "strategy"),
     [
-        ("trigger", "attach"),
+        pytest.param("trigger", "attach", marks=pytest.mark.slow),
         pytest.param("trigger", "copy", marks=pytest.mark.slow),
         pytest.param("signals", "attach", marks=pytest.mark.slow),
         ("signals", "copy"),

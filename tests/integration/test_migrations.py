@@ -135,6 +135,7 @@ def test_a_renamed_key_and_a_renamed_model(project):
     project.manage("migrate", "-v", "0")
 
 
+@pytest.mark.slow
 def test_squashing_keeps_the_table_partitioned(project, server):
     migrate(project, ORDER)
     project.models(ORDER.replace("placed_at", "bought_at"))

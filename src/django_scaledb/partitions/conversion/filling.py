@@ -46,7 +46,8 @@ def batch_query(job: Job, source: TableName, target: TableName, after: str | Non
         "FOR UPDATE), "
         "copied AS (INSERT INTO {target} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM batch "
         "ON CONFLICT ({conflict}) DO NOTHING) "
-        "SELECT (SELECT {pk}::text FROM batch ORDER BY {pk} DESC LIMIT 1), (SELECT count(*) FROM batch)"
+        # b.: without it ORDER BY would mean the text.
+        "SELECT (SELECT b.{pk}::text FROM batch b ORDER BY b.{pk} DESC LIMIT 1), (SELECT count(*) FROM batch)"
     ).format(
         columns=columns,
         source=source.sql,
